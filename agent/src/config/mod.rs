@@ -1,0 +1,1 @@
+//! The agent's configuration: strict TOML, one file per section.

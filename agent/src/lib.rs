@@ -1,0 +1,4 @@
+//! The light agent on each host.
+
+pub mod config;
+pub mod source;

@@ -1,0 +1,2 @@
+//! Sealift agent.
+fn main() {}

@@ -1,0 +1,25 @@
+//! What agent, coordinator and CLI share.
+//!
+//! | module | what it is for |
+//! |---|---|
+//! | [`id`] | one id type per noun, and where their randomness comes from |
+//! | [`name`] | names, labels and selectors of agents and sources, parsed at the edge |
+//! | [`clock`] | time as an argument |
+//! | [`secret`] | values that must not be printed |
+//! | [`lifecycle`] | soft and hard stop, signals, readiness |
+//! | [`telemetry`] | logs and OTLP traces, the same in all three programs |
+//! | [`tls`] | PEM files, pinned roots, client and server configurations |
+//! | [`format`] | the bytes in the bucket (docs/format.md), both directions |
+//! | [`crypto`] | keys, slots and signatures of the format |
+//! | [`restore`] | from objects back to streams and files, online or offline |
+
+pub mod clock;
+pub mod crypto;
+pub mod format;
+pub mod id;
+pub mod lifecycle;
+pub mod name;
+pub mod restore;
+pub mod secret;
+pub mod telemetry;
+pub mod tls;

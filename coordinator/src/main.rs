@@ -1,0 +1,2 @@
+//! Sealift coordinator.
+fn main() {}

@@ -1,0 +1,15 @@
+//! Compiles the schemas with protox: no `protoc` is needed on the machine.
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let files = [
+        "sealift/format/v1/format.proto",
+        "sealift/v1/enrollment.proto",
+        "sealift/v1/session.proto",
+        "sealift/v1/backup.proto",
+        "sealift/v1/admin.proto",
+    ];
+    let descriptors = protox::compile(files, ["."])?;
+    tonic_prost_build::configure().bytes(".sealift.v1.BeginReply").compile_fds(descriptors)?;
+    println!("cargo:rerun-if-changed=sealift");
+    Ok(())
+}
