@@ -17,10 +17,14 @@ pub const MAX_LABELS: usize = 64;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidName {
     /// Not a [`Name`].
-    #[error("{0:?} is not a name: use 1 to 63 of a-z, 0-9, '.', '_' and '-', starting with a letter or digit")]
+    #[error(
+        "{0:?} is not a name: use 1 to 63 of a-z, 0-9, '.', '_' and '-', starting with a letter or digit"
+    )]
     Name(String),
     /// Not a label.
-    #[error("label {0:?} is not KEY=VALUE: the key is a name, the value 1 to 128 of letters, digits, '.', '_', '-', '/' and ':'")]
+    #[error(
+        "label {0:?} is not KEY=VALUE: the key is a name, the value 1 to 128 of letters, digits, '.', '_', '-', '/' and ':'"
+    )]
     Label(String),
     /// Not a source reference.
     #[error("{0:?} is not AGENT/SOURCE")]
@@ -231,7 +235,10 @@ fn split_terms(text: &str) -> Vec<&str> {
 fn parse_term(term: &str) -> Result<Term, String> {
     let term = term.trim();
     let key = |text: &str| {
-        text.trim().parse::<Name>().map(String::from).map_err(|_| format!("{:?} is not a label's key", shown(text)))
+        text.trim()
+            .parse::<Name>()
+            .map(String::from)
+            .map_err(|_| format!("{:?} is not a label's key", shown(text)))
     };
     if let Some(rest) = term.strip_prefix('!') {
         return Ok(Term::Absent(key(rest)?));
@@ -280,7 +287,9 @@ mod tests {
     #[test]
     fn selectors_match_as_their_users_expect() {
         let pos = labels(&[("role", "pos"), ("region", "eu")]);
-        for yes in ["", "role=pos", "role=pos,region in (eu,uk)", "region notin (us)", "role", "!legacy", "x!=1"] {
+        for yes in
+            ["", "role=pos", "role=pos,region in (eu,uk)", "region notin (us)", "role", "!legacy", "x!=1"]
+        {
             assert!(yes.parse::<Selector>().unwrap().matches(&pos), "{yes}");
         }
         for no in ["role=web", "region in (us)", "region notin (eu, uk)", "legacy", "!role", "role!=pos"] {
