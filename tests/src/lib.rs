@@ -1,1 +1,54 @@
-//! Harness.
+//! Harness of the end-to-end tests: real servers in private temporary instances, real binaries, faults on demand.
+//!
+//! | module | what it is for |
+//! |---|---|
+//! | [`services`] | PostgreSQL, MariaDB and S3 servers that live as long as a test |
+//! | [`process`] | child processes that die with the test, and their logs |
+//! | [`scratch`] | temporary directories: removed on success, kept and named on failure |
+//! | [`wait`] | waiting for states, with a limit and a reason |
+//!
+//! A harness reports by panicking: a server that is not installed fails the test and says what to install, nothing is
+//! skipped. Start servers from the test's own body (not from a destructor), and keep the handle: dropping it ends them.
+//!
+//! This crate depends on no program of the workspace, so that their own tests may depend on it.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr)]
+
+pub mod process;
+pub mod scratch;
+pub mod services;
+pub mod wait;
+
+use std::path::PathBuf;
+
+/// The project's top folder.
+pub fn workspace() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ lies in the workspace").to_owned()
+}
+
+/// The target directory that this test was built in (`target`, or what `CARGO_TARGET_DIR` says).
+pub fn target_dir() -> PathBuf {
+    // target/<profile>/deps/<test>
+    let test = std::env::current_exe().expect("path of this test");
+    test.ancestors().nth(3).expect("a test lies in target/<profile>/deps").to_owned()
+}
+
+/// A program from the Python environment that `make test` keeps in the target directory: `python`, `rclone`.
+#[track_caller]
+pub fn tool(name: &str) -> PathBuf {
+    let path = target_dir().join("venv/bin").join(name);
+    assert!(path.exists(), "this test needs {}: run `make deps` once (make test does)", path.display());
+    path
+}
+
+/// A program of this workspace, as built beside this test.
+#[track_caller]
+pub fn binary(name: &str) -> PathBuf {
+    let test = std::env::current_exe().expect("path of this test");
+    let path = test.ancestors().nth(2).expect("a test lies in target/<profile>/deps").join(name);
+    assert!(
+        path.exists(),
+        "{} is missing: run `cargo build --workspace --bins` first (make test does)",
+        path.display()
+    );
+    path
+}
