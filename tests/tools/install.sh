@@ -14,7 +14,7 @@ have() { PATH=$PATH:/usr/sbin:/sbin command -v "$1" >/dev/null; }
 wanted=(
   cc:gcc curl:curl age:age sqlite3:sqlite3 setfattr:attr setpriv:util-linux
   mariadbd:mariadb-server-core mariadb:mariadb-client mariadb-dump:mariadb-client
-  ceph-mon:ceph-mon ceph-osd:ceph-osd radosgw:radosgw ceph:ceph-common radosgw-admin:radosgw aws:awscli
+  ceph-mon:ceph-mon ceph-osd:ceph-osd radosgw:radosgw ceph:ceph-common radosgw-admin:radosgw aws:awscli systemd-analyze:systemd
 )
 missing=()
 for pair in "${wanted[@]}"; do have "${pair%%:*}" || missing+=("${pair##*:}"); done
