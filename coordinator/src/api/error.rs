@@ -1,0 +1,54 @@
+//! The one place where errors become gRPC status codes.
+//!
+//! A caller sees what it can act on. What is wrong inside (a database that fails) is logged with its causes and told as
+//! `INTERNAL` with the request's operation only. To add a domain: an `impl From<ItsError> for Status`, matching exhaustively.
+
+use tonic::{Code, Status};
+
+use crate::audit::AccessError;
+use crate::runs::RunError;
+use crate::store::StoreError;
+
+/// An error inside: logged whole, told without its causes.
+pub fn internal(error: &(dyn std::error::Error + 'static)) -> Status {
+    tracing::error!(error, "a request failed inside the coordinator");
+    Status::internal("the coordinator failed inside; its log says why. Try again, or tell its admins")
+}
+
+impl From<StoreError> for Status {
+    fn from(error: StoreError) -> Self {
+        internal(&error)
+    }
+}
+
+impl From<AccessError> for Status {
+    fn from(error: AccessError) -> Self {
+        match &error {
+            AccessError::Unauthenticated { .. } => Self::unauthenticated(error.to_string()),
+            AccessError::Denied { .. } => Self::permission_denied(error.to_string()),
+            AccessError::Store(_) => internal(&error),
+        }
+    }
+}
+
+impl From<RunError> for Status {
+    fn from(error: RunError) -> Self {
+        let code = match &error {
+            RunError::NotFound { .. } => Code::NotFound,
+            RunError::NotYours { .. } => Code::PermissionDenied,
+            RunError::Stale { .. } | RunError::Over { .. } | RunError::Illegal(_) => Code::FailedPrecondition,
+            RunError::Access(inner) => return access(inner, &error),
+            RunError::Store(_) => return internal(&error),
+        };
+        Self::new(code, error.to_string())
+    }
+}
+
+/// The status of an [`AccessError`] that came wrapped in a domain's error.
+pub fn access(inner: &AccessError, outer: &(dyn std::error::Error + 'static)) -> Status {
+    match inner {
+        AccessError::Unauthenticated { .. } => Status::unauthenticated(inner.to_string()),
+        AccessError::Denied { .. } => Status::permission_denied(inner.to_string()),
+        AccessError::Store(_) => internal(outer),
+    }
+}

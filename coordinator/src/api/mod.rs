@@ -1,0 +1,3 @@
+//! The edge: requests become domain types here, and errors become status codes ([`error`]).
+
+pub mod error;

@@ -1,0 +1,70 @@
+//! Every operation there is: its name in the audit, and who may do it.
+
+/// Whom an action is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Subject {
+    /// Whoever reaches the port: what proves the caller is in the message.
+    Anyone,
+    /// An agent, for itself.
+    Agent,
+    /// An admin.
+    Admin,
+    /// The coordinator itself.
+    Coordinator,
+}
+
+macro_rules! actions {
+    ($($subject:ident { $($name:ident = $text:literal),* $(,)? })*) => {
+        /// One operation.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        #[allow(missing_docs)] // the audit's name of each says what it is
+        pub enum Action { $($($name,)*)* }
+
+        impl Action {
+            /// All of them, for tests and documents.
+            pub const ALL: &[Self] = &[$($(Self::$name,)*)*];
+
+            /// The action's name in the audit.
+            pub const fn as_str(self) -> &'static str {
+                match self { $($(Self::$name => $text,)*)* }
+            }
+
+            /// Who may do it.
+            pub const fn subject(self) -> Subject {
+                match self { $($(Self::$name => Subject::$subject,)*)* }
+            }
+        }
+    };
+}
+
+actions! {
+    Anyone {
+        AgentEnroll = "agent.enroll", AgentChallenge = "agent.challenge", AgentRecover = "agent.recover",
+    }
+    Agent {
+        CertificateRenew = "certificate.renew", SessionOpen = "session.open",
+        BackupBegin = "backup.begin", PackAuthorize = "pack.authorize", PackConfirm = "pack.confirm",
+        IndexRead = "index.read", BackupPrepare = "backup.prepare", BackupCommit = "backup.commit",
+        AttemptFail = "attempt.fail",
+    }
+    Admin {
+        TokenCreate = "token.create", TokenList = "token.list", TokenRevoke = "token.revoke",
+        AgentList = "agent.list", AgentShow = "agent.show", AgentLabel = "agent.label", AgentRevoke = "agent.revoke",
+        SourceList = "source.list", SourceTest = "source.test",
+        TrustShow = "trust.show", TrustSet = "trust.set",
+        RunStart = "run.start", RunList = "run.list", RunShow = "run.show", RunCancel = "run.cancel",
+        BackupList = "backup.list", BackupShow = "backup.show", BackupVerify = "backup.verify",
+        RestoreOpen = "restore.open", RestoreSign = "restore.sign", RestoreClose = "restore.close",
+        FleetStatus = "fleet.status", AuditList = "audit.list",
+    }
+    Coordinator {
+        AdminIssue = "admin.issue", StorageProbe = "storage.probe", AttemptLose = "attempt.lose",
+        RunFinish = "run.finish", BackupResolve = "backup.resolve",
+    }
+}
+
+impl std::fmt::Display for Action {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
+    }
+}

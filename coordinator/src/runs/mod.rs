@@ -1,0 +1,61 @@
+//! Runs and their attempts: what was asked for, who works on it, and whether a late word still counts.
+//!
+//! [`state`] says which moves there are; [`attempt`] makes them in the database and fences every write of an agent.
+
+pub mod attempt;
+pub mod state;
+
+pub use attempt::{Attempt, AttemptRef, advance, fence};
+
+use sealift_common::clock::UnixMillis;
+
+use crate::audit::{AccessError, OpError};
+use crate::store::StoreError;
+
+/// Why an operation on a run did not come about.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// No such run or attempt.
+    #[error("there is no {what}")]
+    NotFound {
+        /// What was looked for.
+        what: String,
+    },
+    /// Another agent's attempt.
+    #[error("attempt {attempt} is not this agent's")]
+    NotYours {
+        /// Whose it is not.
+        attempt: AttemptRef,
+    },
+    /// An attempt that a newer one has replaced, or of another database.
+    #[error("attempt {attempt} is stale: a newer one has taken its place")]
+    Stale {
+        /// The stale one.
+        attempt: AttemptRef,
+    },
+    /// An attempt that has ended.
+    #[error("attempt {attempt} ended at {ended} as {state}")]
+    Over {
+        /// Which.
+        attempt: AttemptRef,
+        /// How it ended.
+        state: state::AttemptState,
+        /// When.
+        ended: UnixMillis,
+    },
+    /// A move that the present state does not allow.
+    #[error(transparent)]
+    Illegal(#[from] state::IllegalMove),
+    /// Not allowed.
+    #[error(transparent)]
+    Access(#[from] AccessError),
+    /// The database's own.
+    #[error("the run could not be read or written")]
+    Store(#[from] StoreError),
+}
+
+impl OpError for RunError {
+    fn is_refusal(&self) -> bool {
+        matches!(self, Self::NotYours { .. } | Self::Stale { .. })
+    }
+}

@@ -1,0 +1,110 @@
+//! The audit table: append-only, which triggers enforce.
+
+use sealift_common::clock::UnixMillis;
+use sealift_common::id::EventId;
+use sqlx::Row as _;
+
+use super::{Row, StoreError, Tx, failed, text};
+
+/// One row of the audit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EventRow {
+    /// Its id.
+    pub id: EventId,
+    /// When it was recorded.
+    pub time: UnixMillis,
+    /// Who: `admin:NAME`, `agent:ID`, `anonymous`, `coordinator`.
+    pub actor: String,
+    /// From which network address; empty for the coordinator itself.
+    pub source_address: String,
+    /// Ties the events of one request together.
+    pub request_id: String,
+    /// What: `token.create`.
+    pub action: String,
+    /// To what: `token:ID`.
+    pub entity: String,
+    /// `intended`, `done`, `failed` or `refused`.
+    pub outcome: String,
+    /// JSON object; holds nothing secret.
+    pub details: String,
+}
+
+/// Appends one event.
+///
+/// # Errors
+/// The database's own: then the transaction it belongs to must not go on.
+pub async fn append(tx: &mut Tx, event: &EventRow) -> Result<(), StoreError> {
+    sqlx::query(
+        "INSERT INTO audit_events (id, time_ms, actor, source_address, request_id, action, entity, outcome, details)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+    )
+    .bind(event.id.to_string())
+    .bind(event.time.0)
+    .bind(&event.actor)
+    .bind(&event.source_address)
+    .bind(&event.request_id)
+    .bind(&event.action)
+    .bind(&event.entity)
+    .bind(&event.outcome)
+    .bind(&event.details)
+    .execute(tx)
+    .await
+    .map_err(failed("append to the audit"))?;
+    Ok(())
+}
+
+/// What to list. Empty texts match everything; a trailing `*` in `action` matches the rest.
+#[derive(Debug, Clone, Default)]
+pub struct EventFilter {
+    /// Only events at or after this moment.
+    pub since: UnixMillis,
+    /// Only this actor's.
+    pub actor: String,
+    /// Only this action's; `token.*` for all of a kind.
+    pub action: String,
+    /// Only events after this position, as [`EventRow`]'s time and id.
+    pub after: Option<(i64, String)>,
+    /// At most so many.
+    pub limit: u32,
+}
+
+/// Events in the order of their time.
+///
+/// # Errors
+/// The database's own.
+pub async fn list(tx: &mut Tx, filter: &EventFilter) -> Result<Vec<EventRow>, StoreError> {
+    let (after_ms, after_id) = filter.after.clone().unwrap_or((i64::MIN, String::new()));
+    let (low, high) = match filter.action.strip_suffix('*') {
+        Some(kind) => (kind.to_owned(), format!("{kind}\u{10ffff}")),
+        None => (filter.action.clone(), filter.action.clone()),
+    };
+    sqlx::query(
+        "SELECT id, time_ms, actor, source_address, request_id, action, entity, outcome, details FROM audit_events
+         WHERE time_ms >= $1 AND ($2 = '' OR actor = $2) AND ($3 = '' OR (action >= $3 AND action <= $4))
+           AND (time_ms > $5 OR (time_ms = $5 AND id > $6))
+         ORDER BY time_ms, id LIMIT $7",
+    )
+    .bind(filter.since.0)
+    .bind(&filter.actor)
+    .bind(low)
+    .bind(high)
+    .bind(after_ms)
+    .bind(after_id)
+    .bind(i64::from(filter.limit))
+    .try_map(|row: Row| {
+        Ok(EventRow {
+            id: text(&row, "id")?,
+            time: UnixMillis(row.try_get("time_ms")?),
+            actor: row.try_get("actor")?,
+            source_address: row.try_get("source_address")?,
+            request_id: row.try_get("request_id")?,
+            action: row.try_get("action")?,
+            entity: row.try_get("entity")?,
+            outcome: row.try_get("outcome")?,
+            details: row.try_get("details")?,
+        })
+    })
+    .fetch_all(tx)
+    .await
+    .map_err(failed("list the audit"))
+}

@@ -1,0 +1,220 @@
+//! The coordinator's database: what was asked, what was done, who may do it. Content and keys never lie here.
+//!
+//! One file per noun, each with plain functions over a [`Tx`]; domain modules compose them into one transaction with
+//! [`Store::run_tx`]. What differs between databases is in [`dialect`]. To add a noun: a migration, a file, a `mod` line.
+
+pub mod attempts;
+pub mod audit;
+mod dialect;
+pub mod installation;
+pub mod runs;
+
+// Packs, backups and restores have their files below this line.
+
+use std::marker::PhantomData;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use sealift_common::clock::UnixMillis;
+use sqlx::Row as _;
+
+pub use dialect::{Db, Row, Tx};
+
+/// How often a transaction is tried before its error is passed on.
+const MAX_TRIES: u32 = 5;
+
+/// What can go wrong with the database itself.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The database refused, or could not be reached.
+    #[error("database: {operation} failed")]
+    Database {
+        /// The transaction's or query's name.
+        operation: &'static str,
+        /// What the driver said.
+        #[source]
+        source: sqlx::Error,
+    },
+    /// The schema could not be brought up to date.
+    #[error("cannot bring the database's schema up to date")]
+    Migrate(#[source] sqlx::migrate::MigrateError),
+    /// A second process has the database open.
+    #[error(
+        "{path} is in use by another coordinator; stop that one first, or give this one a database of its own"
+    )]
+    Locked {
+        /// The database file.
+        path: PathBuf,
+    },
+    /// The file system said no.
+    #[error("cannot open {path}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// Names the operation in what the driver says: `query.map_err(failed("read the token"))`.
+pub fn failed(operation: &'static str) -> impl FnOnce(sqlx::Error) -> StoreError {
+    move |source| StoreError::Database { operation, source }
+}
+
+/// The text in `column`, parsed into its type.
+///
+/// # Errors
+/// Where the cell holds what this program cannot have written.
+pub fn text<T>(row: &Row, column: &str) -> Result<T, sqlx::Error>
+where
+    T: std::str::FromStr,
+    T::Err: std::error::Error + Send + Sync + 'static,
+{
+    let cell: String = row.try_get(column)?;
+    cell.parse().map_err(|e: T::Err| undecodable(column, e.into()))
+}
+
+/// The text in `column`, parsed into its type, where there is one.
+///
+/// # Errors
+/// As [`text`].
+pub fn optional_text<T>(row: &Row, column: &str) -> Result<Option<T>, sqlx::Error>
+where
+    T: std::str::FromStr,
+    T::Err: std::error::Error + Send + Sync + 'static,
+{
+    let cell: Option<String> = row.try_get(column)?;
+    cell.map(|cell| cell.parse()).transpose().map_err(|e: T::Err| undecodable(column, e.into()))
+}
+
+/// The byte string in `column`, parsed into its type.
+///
+/// # Errors
+/// As [`text`].
+pub fn bytes<T>(row: &Row, column: &str) -> Result<T, sqlx::Error>
+where
+    T: for<'b> TryFrom<&'b [u8], Error: std::error::Error + Send + Sync + 'static>,
+{
+    let cell: Vec<u8> = row.try_get(column)?;
+    T::try_from(&cell).map_err(|e| undecodable(column, e.into()))
+}
+
+/// The JSON in `column`.
+///
+/// # Errors
+/// As [`text`].
+pub fn json<T: serde::de::DeserializeOwned>(row: &Row, column: &str) -> Result<T, sqlx::Error> {
+    let cell: String = row.try_get(column)?;
+    serde_json::from_str(&cell).map_err(|e| undecodable(column, e.into()))
+}
+
+/// The moment in `column`, where there is one.
+///
+/// # Errors
+/// As [`text`].
+pub fn time(row: &Row, column: &str) -> Result<Option<UnixMillis>, sqlx::Error> {
+    Ok(row.try_get::<Option<i64>, _>(column)?.map(UnixMillis))
+}
+
+/// The number in `column`, which is never negative.
+///
+/// # Errors
+/// As [`text`].
+pub fn number<T>(row: &Row, column: &str) -> Result<T, sqlx::Error>
+where
+    T: TryFrom<i64, Error: std::error::Error + Send + Sync + 'static>,
+{
+    T::try_from(row.try_get::<i64, _>(column)?).map_err(|e| undecodable(column, e.into()))
+}
+
+fn undecodable(column: &str, source: Box<dyn std::error::Error + Send + Sync>) -> sqlx::Error {
+    sqlx::Error::ColumnDecode { index: column.to_owned(), source }
+}
+
+/// A number of the domain as the database stores it; 2^63 and beyond is not a number we ever count to.
+pub fn as_i64(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+/// Lets a transaction's closure borrow from its caller: `'caller` outlives each try.
+pub type Borrowed<'tx, 'caller> = PhantomData<&'tx &'caller ()>;
+
+/// The database of one coordinator. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Store(dialect::Connections);
+
+impl Store {
+    /// Opens the database file and brings its schema up to date.
+    ///
+    /// # Errors
+    /// Where the file is in use by another coordinator, cannot be opened, or was written by a newer version.
+    pub async fn open(path: &Path) -> Result<Self, StoreError> {
+        let connections = dialect::connect(path).await?;
+        dialect::MIGRATIONS.run(&connections.writer).await.map_err(StoreError::Migrate)?;
+        Ok(Self(connections))
+    }
+
+    /// Runs `work` in one transaction, committed if it returns `Ok` and undone otherwise.
+    ///
+    /// `work` is called again (at most 5 times) where the database says that trying again may help, so it must do
+    /// nothing but database work. Write it as `move |tx, _| async move { … }.boxed()`.
+    ///
+    /// # Errors
+    /// What `work` returned, or the database's own error.
+    pub async fn run_tx<'caller, T, E, F>(&self, name: &'static str, work: F) -> Result<T, E>
+    where
+        E: std::error::Error + From<StoreError> + 'static,
+        F: for<'tx> Fn(&'tx mut Tx, Borrowed<'tx, 'caller>) -> BoxFuture<'tx, Result<T, E>>,
+    {
+        let started = std::time::Instant::now();
+        let mut tries = 1;
+        loop {
+            let outcome = self.try_tx(name, &work).await;
+            match &outcome {
+                Err(error) if tries < MAX_TRIES && is_transient(error) => {
+                    tokio::time::sleep(Duration::from_millis(10) * 2u32.pow(tries)).await;
+                    tries += 1;
+                }
+                _ => {
+                    let elapsed_ms = started.elapsed().as_millis();
+                    tracing::trace!(tx = name, elapsed_ms, tries, ok = outcome.is_ok(), "transaction");
+                    return outcome;
+                }
+            }
+        }
+    }
+
+    async fn try_tx<'caller, T, E, F>(&self, name: &'static str, work: &F) -> Result<T, E>
+    where
+        E: From<StoreError>,
+        F: for<'tx> Fn(&'tx mut Tx, Borrowed<'tx, 'caller>) -> BoxFuture<'tx, Result<T, E>>,
+    {
+        let database = |source| E::from(StoreError::Database { operation: name, source });
+        let mut tx = self.0.writer.begin_with(dialect::BEGIN).await.map_err(database)?;
+        let value = work(&mut tx, PhantomData).await?;
+        tx.commit().await.map_err(database)?;
+        Ok(value)
+    }
+
+    /// A connection for queries that need no transaction and write nothing.
+    ///
+    /// # Errors
+    /// Where none is free in time.
+    pub async fn reader(&self) -> Result<sqlx::pool::PoolConnection<Db>, StoreError> {
+        self.0.readers.acquire().await.map_err(failed("get a connection"))
+    }
+
+    /// Closes all connections; what is committed is on disk.
+    pub async fn close(&self) {
+        self.0.readers.close().await;
+        self.0.writer.close().await;
+    }
+}
+
+/// Whether somewhere below `error` lies a database error that trying again may cure.
+fn is_transient(error: &(dyn std::error::Error + 'static)) -> bool {
+    let chain = std::iter::successors(Some(error), |error| error.source());
+    chain.filter_map(|error| error.downcast_ref::<sqlx::Error>()).any(dialect::is_transient)
+}
