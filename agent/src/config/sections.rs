@@ -1,0 +1,15 @@
+//! The sections that are not sources: one file each.
+
+mod backup;
+mod log;
+mod process;
+mod s3;
+mod telemetry;
+mod upload;
+
+pub use backup::Backup;
+pub use log::{Level, Log};
+pub use process::{IoPriority, Process};
+pub use s3::S3;
+pub use telemetry::Telemetry;
+pub use upload::Upload;
