@@ -5,6 +5,8 @@
 //! | [`services`] | PostgreSQL, MariaDB and S3 servers that live as long as a test |
 //! | [`process`] | child processes that die with the test, and their logs |
 //! | [`scratch`] | temporary directories: removed on success, kept and named on failure |
+//! | [`tree`] | directories with every oddity, and comparing two |
+//! | [`sqlite`] | an application that keeps writing to SQLite |
 //! | [`wait`] | waiting for states, with a limit and a reason |
 //!
 //! A harness reports by panicking: a server that is not installed fails the test and says what to install, nothing is
@@ -16,6 +18,8 @@
 pub mod process;
 pub mod scratch;
 pub mod services;
+pub mod sqlite;
+pub mod tree;
 pub mod wait;
 
 use std::path::PathBuf;

@@ -2,6 +2,8 @@
 #![allow(clippy::expect_used)]
 
 use sealift_tests::services::{MariaDb, Postgres, S3};
+use sealift_tests::sqlite::{Pace, Till, assert_consistent};
+use sealift_tests::tree;
 
 #[test]
 fn postgres_answers_and_ends() {
@@ -47,4 +49,32 @@ fn keeps_objects(s3: &S3) {
     assert_eq!(std::fs::read(to).expect("copy"), b"some bytes");
     s3.delete("a/b");
     assert!(s3.list().is_empty());
+}
+
+#[test]
+fn trees_differ_where_they_should() {
+    let scratch = sealift_tests::scratch::Scratch::new("tree");
+    let (one, two) = (scratch.private_dir("one"), scratch.private_dir("two"));
+    tree::make_oddities(&one);
+    let mut copy = std::process::Command::new("cp");
+    copy.arg("-a").arg(one.join(".")).arg(&two);
+    sealift_tests::process::run(copy);
+    tree::assert_equal(&tree::read(&one), &tree::read(&two));
+    std::fs::remove_file(two.join("zz-linked")).expect("remove");
+    std::fs::copy(two.join("linked"), two.join("zz-linked")).expect("copy");
+    assert_ne!(tree::read(&one), tree::read(&two), "a copy is not a hard link");
+}
+
+#[test]
+fn a_torn_copy_of_a_till_is_noticed() {
+    let scratch = sealift_tests::scratch::Scratch::new("till");
+    let till = Till::open(&scratch.join("till.db"), "WAL", 1 << 20, Pace::Flood);
+    till.wait_for_commits(50);
+    let commits = till.stop().len();
+    assert_eq!(assert_consistent(&scratch.join("till.db")), commits as u64);
+    let connection = rusqlite::Connection::open(scratch.join("till.db")).expect("open");
+    connection.execute("DELETE FROM entries WHERE n = 7 AND amount < 0", []).expect("delete");
+    drop(connection);
+    let torn = std::panic::catch_unwind(|| assert_consistent(&scratch.join("till.db")));
+    assert!(torn.is_err());
 }
