@@ -106,7 +106,7 @@ impl TryFrom<BTreeMap<String, SecretRef>> for Variables {
 }
 
 /// Whether the value of a variable with this name is to be guarded even where it stands in the configuration.
-pub(super) fn looks_secret(variable: &str) -> bool {
+pub(crate) fn looks_secret(variable: &str) -> bool {
     ["PASS", "PWD", "SECRET", "TOKEN", "KEY"].iter().any(|part| variable.to_ascii_uppercase().contains(part))
 }
 

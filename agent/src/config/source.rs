@@ -6,7 +6,7 @@ use sealift_common::secret::Secret;
 use super::ConfigError;
 pub use super::database::{DatabaseUrl, Databases, Host, Mysql, Postgres, Scheme, Tls, TlsMode};
 use super::document::{Document, SourceTable};
-use super::files::looks_secret;
+pub(crate) use super::files::looks_secret;
 pub use super::files::{Arguments, Command, Directory, Exclude, Sqlite, Variables};
 use super::secret::{Environment, SecretRef};
 

@@ -7,10 +7,25 @@
 //!
 //! To add a kind of source: a file here, a variant in `config::source::SourceKind`, an arm in [`run`] and [`test`].
 
+pub mod command;
+mod error;
+mod priority;
+pub mod process;
+mod sink;
+mod temp;
+
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+pub use self::error::SourceError;
+use self::sink::Sink;
+pub use self::temp::TempRoot;
+use crate::config::secret::Environment;
+use crate::config::{self, Config, SourceKind};
 
 /// How many events may wait between a source and the chunker. Data events carry at most [`MAX_DATA`] bytes, so this
 /// bounds the memory of the hand-over.
@@ -81,4 +96,91 @@ pub struct SourceSummary {
     pub server_version: String,
     /// For `SealedManifest.source.attributes`.
     pub attributes: BTreeMap<String, String>,
+}
+
+/// What varies around a source: where it may write, its limits, and where its secrets come from.
+#[derive(Debug)]
+pub struct SourceEnv {
+    /// Temporary files.
+    pub temp: TempRoot,
+    /// Where `${VAR}` and `credential:` are looked up, and `PATH`.
+    pub environment: Environment,
+    /// Priority of tools and readers.
+    pub process: config::sections::Process,
+    /// A tool that says nothing for this long is ended.
+    pub stall_timeout: Duration,
+}
+
+impl SourceEnv {
+    /// What `config` says; makes the temporary directory and sweeps what killed processes left there.
+    ///
+    /// # Errors
+    /// [`SourceError::Io`] where the state directory cannot be written.
+    pub fn open(config: &Config, environment: Environment) -> Result<Self, SourceError> {
+        Ok(Self {
+            temp: TempRoot::open(config.state_dir.as_path())?,
+            environment,
+            process: config.process,
+            stall_timeout: config.backup.stall_timeout(),
+        })
+    }
+}
+
+/// What [`test`] found out about a source.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SourceCheck {
+    /// Whether a backup would work, as far as can be told without making one.
+    pub ok: bool,
+    /// For people: what would be backed up, or what is wrong and what to do.
+    pub detail: String,
+    /// Version of the dump tool.
+    pub tool_version: String,
+    /// Version of the server.
+    pub server_version: String,
+}
+
+/// Reads `source` to its end into `out`.
+///
+/// Ends soon after `cancel`, with no process and no temporary file left. Dropping the future does the same.
+///
+/// # Errors
+/// Any [`SourceError`]: then nothing that was sent may become a backup.
+pub async fn run(
+    source: &config::Source,
+    env: &SourceEnv,
+    out: SourceOutput,
+    cancel: CancellationToken,
+) -> Result<SourceSummary, SourceError> {
+    let sink = Sink::new(out, cancel);
+    match &source.kind {
+        SourceKind::Command(command) => command::run(command, env, &sink).await,
+        _ => Err(not_yet(source)),
+    }
+}
+
+/// Tries what can be tried without making a backup: connection, permissions, versions.
+pub async fn test(source: &config::Source, env: &SourceEnv, _cancel: CancellationToken) -> SourceCheck {
+    let checked = match &source.kind {
+        SourceKind::Command(command) => command::test(command, env),
+        _ => Err(not_yet(source)),
+    };
+    checked.unwrap_or_else(|error| SourceCheck { detail: whole_chain(&error), ..SourceCheck::default() })
+}
+
+/// An error with its causes, on one line.
+pub fn whole_chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
+fn not_yet(source: &config::Source) -> SourceError {
+    SourceError::Unusable {
+        item: source.name.to_string(),
+        problem: "has a kind that is still being built".to_owned(),
+    }
 }
