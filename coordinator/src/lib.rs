@@ -21,3 +21,4 @@ pub mod runs;
 pub mod store;
 
 // Objects, uploads, backups and verification have their lines below this one.
+pub mod objects;

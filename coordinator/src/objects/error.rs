@@ -1,0 +1,81 @@
+//! What can go wrong between the coordinator and the object store.
+
+use std::fmt;
+
+/// An operation on the object store failed.
+#[derive(Debug, thiserror::Error)]
+#[error("{operation} {object}: {kind}")]
+pub struct ObjectError {
+    /// What was tried: `put`, `head`, `get`, `list`, `delete`, `sign`.
+    pub operation: &'static str,
+    /// The object or prefix, relative to the repository's prefix.
+    pub object: String,
+    /// What went wrong, in kind.
+    pub kind: ObjectErrorKind,
+    /// What the client or the server said.
+    #[source]
+    pub source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+/// Kinds of failure that callers treat differently.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ObjectErrorKind {
+    /// No answer, or not in time. Trying again later may help.
+    Unreachable,
+    /// The store is there but cannot do it now (5xx, slow down). Trying again later may help.
+    Unavailable,
+    /// The credential may not do this.
+    Denied,
+    /// The object (or the bucket) is not there.
+    NotFound,
+    /// `if-none-match: *` was honoured: an object of that name is already there.
+    AlreadyThere,
+    /// The store refused the request as wrong.
+    Refused {
+        /// The HTTP status.
+        status: u16,
+        /// The S3 error code, where one was given.
+        code: String,
+    },
+    /// The answer is larger than the caller is ready to take.
+    TooLarge {
+        /// What the caller takes, in bytes.
+        limit: u64,
+    },
+}
+
+impl fmt::Display for ObjectErrorKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unreachable => {
+                f.write_str("the object store did not answer; check the endpoint and the network")
+            }
+            Self::Unavailable => f.write_str("the object store cannot do this now"),
+            Self::Denied => f.write_str(
+                "the object store denied it; check the access key and its policy (deploy/iam shows what is needed)",
+            ),
+            Self::NotFound => f.write_str("not in the bucket"),
+            Self::AlreadyThere => f.write_str("an object of that name is already there"),
+            Self::Refused { status, code } => write!(f, "the object store refused it ({status} {code})"),
+            Self::TooLarge { limit } => write!(f, "larger than the {limit} bytes allowed here"),
+        }
+    }
+}
+
+impl ObjectError {
+    /// Whether the same request may succeed later, unchanged.
+    pub fn is_retryable(&self) -> bool {
+        matches!(self.kind, ObjectErrorKind::Unreachable | ObjectErrorKind::Unavailable)
+    }
+
+    /// The kind of failure that a status and S3 error code mean.
+    pub(super) fn kind_of(status: u16, code: &str) -> ObjectErrorKind {
+        match (status, code) {
+            (_, "NoSuchKey" | "NoSuchBucket" | "NotFound") | (404, _) => ObjectErrorKind::NotFound,
+            (412, _) | (_, "PreconditionFailed") => ObjectErrorKind::AlreadyThere,
+            (401 | 403, _) => ObjectErrorKind::Denied,
+            (429 | 500..=599, _) => ObjectErrorKind::Unavailable,
+            _ => ObjectErrorKind::Refused { status, code: code.to_owned() },
+        }
+    }
+}
