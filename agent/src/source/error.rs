@@ -41,7 +41,7 @@ pub enum SourceError {
         source: std::io::Error,
     },
     /// A tool ended with an error.
-    #[error("{tool} failed ({status}){}", last_line(stderr))]
+    #[error("{tool} failed ({status}){}", telling_line(stderr))]
     ToolFailed {
         /// The program.
         tool: String,
@@ -51,7 +51,7 @@ pub enum SourceError {
         stderr: String,
     },
     /// A tool said nothing for too long.
-    #[error("{tool} made no progress for {} s and was ended: is it waiting for a lock?{}", after.as_secs(), last_line(stderr))]
+    #[error("{tool} made no progress for {} s and was ended: is it waiting for a lock?{}", after.as_secs(), telling_line(stderr))]
     ToolStalled {
         /// The program.
         tool: String,
@@ -172,7 +172,10 @@ impl SourceError {
     }
 }
 
-fn last_line(stderr: &str) -> String {
-    let line = stderr.lines().rev().map(str::trim).find(|line| !line.is_empty());
+/// The line that says what is wrong: the first that speaks of an error, else the last.
+fn telling_line(stderr: &str) -> String {
+    let lines = || stderr.lines().map(str::trim).filter(|line| !line.is_empty());
+    let speaks = |line: &&str| ["error", "fatal"].iter().any(|word| line.to_ascii_lowercase().contains(word));
+    let line = lines().find(speaks).or_else(|| lines().next_back());
     line.map_or(String::new(), |line| format!(": {}", line.chars().take(300).collect::<String>()))
 }

@@ -8,7 +8,9 @@
 //! To add a kind of source: a file here, a variant in `config::source::SourceKind`, an arm in [`run`] and [`test`].
 
 pub mod command;
+mod database;
 mod error;
+pub mod postgres;
 mod priority;
 pub mod process;
 mod sink;
@@ -153,14 +155,16 @@ pub async fn run(
 ) -> Result<SourceSummary, SourceError> {
     let sink = Sink::new(out, cancel);
     match &source.kind {
+        SourceKind::Postgres(postgres) => postgres::run(source, postgres, env, &sink).await,
         SourceKind::Command(command) => command::run(command, env, &sink).await,
         _ => Err(not_yet(source)),
     }
 }
 
 /// Tries what can be tried without making a backup: connection, permissions, versions.
-pub async fn test(source: &config::Source, env: &SourceEnv, _cancel: CancellationToken) -> SourceCheck {
+pub async fn test(source: &config::Source, env: &SourceEnv, cancel: CancellationToken) -> SourceCheck {
     let checked = match &source.kind {
+        SourceKind::Postgres(postgres) => postgres::test(source, postgres, env, &cancel).await,
         SourceKind::Command(command) => command::test(command, env),
         _ => Err(not_yet(source)),
     };
