@@ -1,0 +1,196 @@
+//! `sealift source list|test`: what the hosts can back up.
+
+use clap::{Args, Subcommand};
+use sealift_common::clock::UnixMillis;
+use sealift_proto::v1;
+use serde::Serialize;
+use tokio_stream::StreamExt as _;
+
+use crate::agent::selector;
+use crate::app::App;
+use crate::backup::BackupView;
+use crate::coordinator::{Limit, pages};
+use crate::error::{Exit, Result, said};
+use crate::run::RunView;
+use crate::time::relative;
+use crate::ui;
+
+/// `sealift source …`
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// List what the hosts can back up, with the last good backup of each
+    #[command(after_help = "Examples:\n  sealift source list\n  sealift source list -l role=pos")]
+    List(ListArgs),
+    /// Let hosts connect to their sources and say what they find
+    #[command(
+        after_help = "Examples:\n  sealift source test store-0042\n  sealift source test store-0042/main-db\n  sealift source test -l role=pos"
+    )]
+    Test(TestArgs),
+}
+
+/// `sealift source list`
+#[derive(Debug, Args)]
+pub struct ListArgs {
+    /// Only hosts with these labels
+    #[arg(short = 'l', long, value_name = "SELECTOR", value_parser = selector)]
+    selector: Option<String>,
+    #[command(flatten)]
+    limit: Limit,
+}
+
+/// `sealift source test`
+#[derive(Debug, Args)]
+pub struct TestArgs {
+    /// Only this host, or this one source
+    #[arg(value_name = "AGENT[/SOURCE]")]
+    source: Option<String>,
+    /// Only hosts with these labels
+    #[arg(short = 'l', long, value_name = "SELECTOR", value_parser = selector)]
+    selector: Option<String>,
+}
+
+/// A source, as JSON shows it.
+#[derive(Serialize)]
+pub struct SourceView {
+    agent_id: String,
+    agent: String,
+    source: String,
+    kind: String,
+    detail: String,
+    series_id: Option<String>,
+    /// Whether it is still in the host's config.
+    present: bool,
+    last_good_backup: Option<BackupView>,
+    last_run: Option<RunView>,
+}
+
+impl From<&v1::SourceState> for SourceView {
+    fn from(state: &v1::SourceState) -> Self {
+        Self {
+            agent_id: state.agent_id.clone(),
+            agent: state.agent.clone(),
+            source: state.name.clone(),
+            kind: state.kind.clone(),
+            detail: state.detail.clone(),
+            series_id: (!state.series_id.is_empty()).then(|| state.series_id.clone()),
+            present: state.present,
+            last_good_backup: state.last_good.as_ref().filter(|b| !b.id.is_empty()).map(BackupView::from),
+            last_run: state.last_run.as_ref().filter(|r| !r.id.is_empty()).map(RunView::from),
+        }
+    }
+}
+
+impl SourceView {
+    /// One line in the description of a host.
+    pub fn line(&self, now: UnixMillis) -> String {
+        let gone = if self.present { "" } else { " (no longer in its config)" };
+        format!("{}  {}{gone}, last good backup {}", self.source, self.kind, self.last_good(now))
+    }
+
+    fn last_good(&self, now: UnixMillis) -> String {
+        self.last_good_backup.as_ref().map_or_else(|| "never".to_owned(), |b| relative(b.created_ms, now))
+    }
+}
+
+/// Runs `sealift source …`.
+pub async fn run(app: &App, command: Command) -> Result<Exit> {
+    match command {
+        Command::List(args) => list(app, args).await,
+        Command::Test(args) => test(app, args).await,
+    }
+}
+
+async fn list(app: &App, args: ListArgs) -> Result<Exit> {
+    let coordinator = app.connect().await?;
+    let selector = args.selector.unwrap_or_default();
+    let sources = pages(&app.ui, args.limit, async |page| {
+        let request = v1::ListSourcesRequest { page: Some(page), selector: selector.clone() };
+        let reply =
+            coordinator.agents().list_sources(request).await.map_err(said("list sources"))?.into_inner();
+        Ok((reply.sources, reply.next))
+    })
+    .await?;
+    let now = app.clock.now();
+    let views: Vec<SourceView> = sources.iter().map(SourceView::from).collect();
+    app.ui.list(&views, &["source", "kind", "last good backup", "size", "last run", "detail"], |view| {
+        let last_run = view.last_run.as_ref().map(|run| run.state.clone()).unwrap_or_default();
+        vec![
+            format!("{}/{}", view.agent, view.source),
+            view.kind.clone(),
+            view.last_good(now),
+            view.last_good_backup.as_ref().map(|b| ui::size(b.raw_bytes)).unwrap_or_default(),
+            if view.present { last_run } else { "not in config".to_owned() },
+            view.detail.clone(),
+        ]
+    })?;
+    Ok(Exit::Done)
+}
+
+#[derive(Serialize)]
+struct TestView {
+    agent: String,
+    source: Option<String>,
+    ok: bool,
+    detail: String,
+    tool_version: Option<String>,
+    server_version: Option<String>,
+}
+
+impl From<v1::TestSourcesReply> for TestView {
+    fn from(reply: v1::TestSourcesReply) -> Self {
+        let some = |text: String| (!text.is_empty()).then_some(text);
+        match reply.check {
+            Some(check) if reply.error.is_empty() => Self {
+                agent: reply.agent,
+                source: some(check.source),
+                ok: check.ok,
+                detail: check.detail,
+                tool_version: some(check.tool_version),
+                server_version: some(check.server_version),
+            },
+            check => Self {
+                agent: reply.agent,
+                source: check.and_then(|check| some(check.source)),
+                ok: false,
+                detail: reply.error,
+                tool_version: None,
+                server_version: None,
+            },
+        }
+    }
+}
+
+async fn test(app: &App, args: TestArgs) -> Result<Exit> {
+    let request = v1::TestSourcesRequest {
+        selector: args.selector.unwrap_or_default(),
+        source: args.source.unwrap_or_default(),
+    };
+    let failed = said("test the sources");
+    let mut replies =
+        app.connect().await?.agents().test_sources(request).await.map_err(&failed)?.into_inner();
+    let mut views: Vec<TestView> = Vec::new();
+    while let Some(reply) = replies.next().await {
+        views.push(reply.map_err(&failed)?.into());
+    }
+    app.ui.list(&views, &["source", "result", "tool", "server", "detail"], |view| {
+        vec![
+            view.source
+                .as_ref()
+                .map_or_else(|| view.agent.clone(), |source| format!("{}/{source}", view.agent)),
+            if view.ok { "ok" } else { "FAILED" }.to_owned(),
+            view.tool_version.clone().unwrap_or_default(),
+            view.server_version.clone().unwrap_or_default(),
+            view.detail.clone(),
+        ]
+    })?;
+    let bad = views.iter().filter(|view| !view.ok).count();
+    if bad > 0 {
+        app.ui.error(format!(
+            "{} of {} cannot be backed up as they are",
+            bad,
+            ui::count(views.len(), "source")
+        ));
+        return Ok(Exit::Failed);
+    }
+    Ok(Exit::Done)
+}
