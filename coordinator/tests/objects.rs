@@ -6,12 +6,13 @@ use std::path::Path;
 
 use bytes::Bytes;
 use sealift_common::clock::Clock;
+use sealift_common::format::names::ObjectName;
 use sealift_common::id::{Random, SeriesId, Sha256};
 use sealift_common::lifecycle::Lifecycle;
 use sealift_coordinator::objects::probe::{self, Abilities};
 use sealift_coordinator::objects::settings::Credentials;
 use sealift_coordinator::objects::{
-    ObjectErrorKind, ObjectName, ObjectStore, Put, StorageSettings, conformance, embedded,
+    ObjectErrorKind, ObjectKey, ObjectStore, Put, StorageSettings, conformance, embedded,
 };
 
 const ANY_PORT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
@@ -24,6 +25,11 @@ async fn start(dir: &Path) -> (StorageSettings, Lifecycle) {
 
 fn store(settings: StorageSettings) -> ObjectStore {
     ObjectStore::new(settings, Clock::system()).unwrap()
+}
+
+/// A pack of a fresh series.
+fn a_pack(body: &Bytes) -> ObjectKey {
+    ObjectName::Pack { series: SeriesId::generate(&Random::from_os()), sha256: Sha256::of(body) }.into()
 }
 
 #[tokio::test]
@@ -60,7 +66,7 @@ async fn the_probe_says_what_the_embedded_server_does() {
 async fn what_is_stored_survives_a_restart_with_the_same_keys() {
     let dir = tempfile::tempdir().unwrap();
     let body = Bytes::from(vec![7; 5_000]);
-    let name = ObjectName::pack(SeriesId::generate(&Random::from_os()), Sha256::of(&body));
+    let name = a_pack(&body);
     let (settings, lifecycle) = start(dir.path()).await;
     store(settings.clone()).put(&name, body.clone(), Put::New).await.unwrap();
     lifecycle.soft.cancel();
@@ -77,9 +83,9 @@ async fn the_put_only_credential_can_only_put_series_objects() {
     let put_only = settings.put_only.clone().unwrap();
     let as_agent = store(StorageSettings { credentials: put_only, put_only: None, ..settings });
     let body = Bytes::from(vec![1; 300]);
-    let mine = ObjectName::pack(SeriesId::generate(&Random::from_os()), Sha256::of(&body));
+    let mine = a_pack(&body);
     as_agent.put(&mine, body.clone(), Put::New).await.unwrap();
-    let foreign = ObjectName::trust(1, Sha256::of(&body));
+    let foreign = ObjectKey::from(ObjectName::Trust { version: 1, sha256: Sha256::of(&body) });
     let denied = [
         as_agent.put(&foreign, body.clone(), Put::New).await.unwrap_err(),
         as_agent.hash(&mine, 300).await.unwrap_err(),

@@ -2,10 +2,11 @@
 //! it against each real server; what servers may do differently is [`super::probe`]'s business.
 
 use bytes::Bytes;
+use sealift_common::format::names::ObjectName;
 use sealift_common::id::{Random, SeriesId, Sha256};
 
 use super::error::ObjectErrorKind;
-use super::name::ObjectName;
+use super::key::ObjectKey;
 use super::signing::{MAX_PACK, PutTerms, SignedRequest};
 use super::store::{ByteRange, ObjectStore, Put};
 use super::{ObjectError, probe};
@@ -79,7 +80,7 @@ async fn own_operations(
     random: &Random,
 ) -> Result<(), Nonconformance> {
     let body = random_bytes(random, 100_000);
-    let name = ObjectName::pack(series, Sha256::of(&body));
+    let name = ObjectKey::from(ObjectName::Pack { series, sha256: Sha256::of(&body) });
     must(store.head(&name).await?.is_none(), "head finds what was never written")?;
     let missing = store.get(&name, ByteRange::All, 1).await;
     must(
@@ -112,7 +113,7 @@ async fn listing(store: &ObjectStore, series: SeriesId, random: &Random) -> Resu
     let mut names = Vec::new();
     for sequence in 1..=25 {
         let body = random_bytes(random, 300);
-        let name = ObjectName::manifest(series, sequence, Sha256::of(&body));
+        let name = ObjectKey::from(ObjectName::Manifest { series, sequence, sha256: Sha256::of(&body) });
         store.put(&name, body, Put::New).await?;
         names.push(name);
     }
@@ -124,7 +125,7 @@ async fn listing(store: &ObjectStore, series: SeriesId, random: &Random) -> Resu
 
 async fn signed_puts(store: &ObjectStore, series: SeriesId, random: &Random) -> Result<(), Nonconformance> {
     let body = random_bytes(random, 1 << 20);
-    let name = ObjectName::pack(series, Sha256::of(&body));
+    let name = ObjectKey::from(ObjectName::Pack { series, sha256: Sha256::of(&body) });
     let terms = PutTerms { name: &name, sha256: Sha256::of(&body), size: body.len() as u64, limit: MAX_PACK };
     let signed = store.sign_put(terms).map_err(|e| Nonconformance::Unsent(e.to_string()))?;
 
@@ -157,7 +158,7 @@ async fn signed_puts(store: &ObjectStore, series: SeriesId, random: &Random) -> 
 
 async fn signed_gets(store: &ObjectStore, series: SeriesId, random: &Random) -> Result<(), Nonconformance> {
     let body = random_bytes(random, 5_000);
-    let name = ObjectName::pack(series, Sha256::of(&body));
+    let name = ObjectKey::from(ObjectName::Pack { series, sha256: Sha256::of(&body) });
     store.put(&name, body.clone(), Put::New).await?;
     let mut signed = store.sign_get(&name).map_err(|e| Nonconformance::Unsent(e.to_string()))?;
     must(

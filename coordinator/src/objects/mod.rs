@@ -3,7 +3,7 @@
 //! | file | what it is for |
 //! |---|---|
 //! | [`settings`] | where the bucket is and how it is reached, parsed and checked once |
-//! | [`name`] | names of objects, relative to the prefix (docs/format.md, Objects) |
+//! | [`key`] | keys of objects, relative to the prefix |
 //! | [`store`] | what the coordinator itself does: put, head, get, list, delete |
 //! | [`signing`] | single requests signed for agents and admins: they never hold a credential |
 //! | [`probe`] | finds out what the server verifies and honours; never trust a 200 |
@@ -22,14 +22,14 @@ pub mod conformance;
 pub mod embedded;
 pub mod error;
 pub mod http;
+pub mod key;
 pub mod monitor;
-pub mod name;
 pub mod probe;
 pub mod settings;
 pub mod signing;
 pub mod store;
 
 pub use error::{ObjectError, ObjectErrorKind};
-pub use name::ObjectName;
+pub use key::ObjectKey;
 pub use settings::StorageSettings;
 pub use store::{ByteRange, ObjectHead, ObjectStore, Put};

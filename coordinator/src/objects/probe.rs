@@ -15,10 +15,11 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use sealift_common::clock::UnixMillis;
+use sealift_common::format::names::ObjectName;
 use sealift_common::id::{Random, SeriesId, Sha256};
 
 use super::error::{ObjectError, ObjectErrorKind};
-use super::name::ObjectName;
+use super::key::ObjectKey;
 use super::settings::Credentials;
 use super::signing::{SignedRequest, Unsigned};
 use super::store::{ByteRange, ObjectStore, Put, failed};
@@ -159,8 +160,8 @@ impl<'a> Prober<'a> {
         Self { store, dir, bytes }
     }
 
-    fn name(&self, check: &str) -> Result<ObjectName, ObjectError> {
-        ObjectName::coordinator(&format!("{}/{check}", self.dir)).map_err(|e| ObjectError {
+    fn name(&self, check: &str) -> Result<ObjectKey, ObjectError> {
+        ObjectKey::coordinator(&format!("{}/{check}", self.dir)).map_err(|e| ObjectError {
             operation: "probe",
             object: check.to_owned(),
             kind: ObjectErrorKind::Refused { status: 0, code: "not a name".to_owned() },
@@ -344,7 +345,7 @@ impl<'a> Prober<'a> {
     /// Whether the credential that signs for agents can put below `series/`, and nothing else.
     async fn put_only(&self, by: &Credentials) -> Result<Vec<Finding>, ObjectError> {
         let series = SeriesId::from_bytes([0; 16]);
-        let name = ObjectName::pack(series, Sha256::of(&self.bytes[1]));
+        let name = ObjectKey::from(ObjectName::Pack { series, sha256: Sha256::of(&self.bytes[1]) });
         let settings = self.store.settings();
         let now = self.store.clock().now();
         let sign = |method: &'static str, body: &Bytes| {
@@ -386,7 +387,7 @@ impl<'a> Prober<'a> {
     /// A PUT signed over `signed_body`, as an agent would get it.
     fn sign(
         &self,
-        name: &ObjectName,
+        name: &ObjectKey,
         headers: Vec<(&'static str, String)>,
         signed_body: &Bytes,
     ) -> Result<SignedRequest, ObjectError> {
@@ -397,7 +398,7 @@ impl<'a> Prober<'a> {
             .map_err(|e| self.signer_failed(name, e))
     }
 
-    fn signer_failed(&self, name: &ObjectName, error: super::signing::SigningError) -> ObjectError {
+    fn signer_failed(&self, name: &ObjectKey, error: super::signing::SigningError) -> ObjectError {
         ObjectError {
             operation: "sign",
             object: name.to_string(),
@@ -407,7 +408,7 @@ impl<'a> Prober<'a> {
     }
 
     /// Sends a PUT with a good signature and these headers riding along unsigned; whether it was accepted.
-    async fn send_unsigned(&self, name: &ObjectName, extra: &[(&str, String)]) -> Result<bool, ObjectError> {
+    async fn send_unsigned(&self, name: &ObjectKey, extra: &[(&str, String)]) -> Result<bool, ObjectError> {
         let signed = self.sign(name, Vec::new(), &self.bytes[1])?;
         Ok((200..300).contains(&self.send(&signed, extra, &self.bytes[1]).await?))
     }

@@ -170,7 +170,7 @@ impl FromStr for Prefix {
     fn from_str(text: &str) -> Result<Self, InvalidSetting> {
         let trimmed = text.strip_suffix('/').unwrap_or(text);
         let fits =
-            trimmed.is_empty() || (trimmed.len() <= 200 && trimmed.split('/').all(super::name::is_part));
+            trimmed.is_empty() || (trimmed.len() <= 200 && trimmed.split('/').all(super::key::is_part));
         if fits { Ok(Self(trimmed.to_owned())) } else { Err(InvalidSetting::Prefix(shown(text))) }
     }
 }

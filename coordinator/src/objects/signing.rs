@@ -19,7 +19,7 @@ use sealift_common::clock::UnixMillis;
 use sealift_common::id::Sha256;
 
 use super::http::system_time;
-use super::name::ObjectName;
+use super::key::ObjectKey;
 use super::probe::Abilities;
 use super::settings::{Credentials, ServerSideEncryption, StorageSettings};
 
@@ -53,7 +53,7 @@ pub enum SigningError {
     #[error("{name}: {size} bytes is not a length that is signed; it must be {MIN_SIGNED} to {limit} bytes")]
     Size {
         /// The object.
-        name: ObjectName,
+        name: ObjectKey,
         /// The length asked for.
         size: u64,
         /// The longest allowed.
@@ -63,7 +63,7 @@ pub enum SigningError {
     #[error("cannot sign a request for {name}")]
     Signer {
         /// The object.
-        name: ObjectName,
+        name: ObjectKey,
         /// Why.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
@@ -74,7 +74,7 @@ pub enum SigningError {
 #[derive(Debug, Clone, Copy)]
 pub struct PutTerms<'a> {
     /// The one name it is good for.
-    pub name: &'a ObjectName,
+    pub name: &'a ObjectKey,
     /// Hash of the bytes.
     pub sha256: Sha256,
     /// Length of the bytes.
@@ -123,7 +123,7 @@ pub fn sign_put(
 /// Where the signer fails.
 pub fn sign_get(
     settings: &StorageSettings,
-    name: &ObjectName,
+    name: &ObjectKey,
     now: UnixMillis,
 ) -> Result<SignedRequest, SigningError> {
     let request = Unsigned { method: "GET", name, headers: Vec::new(), body_sha256: Sha256::of(b""), now };
@@ -146,7 +146,7 @@ fn encryption_headers(encryption: &ServerSideEncryption) -> Vec<(&'static str, S
 /// [`sign_get`].
 pub(super) struct Unsigned<'a> {
     pub(super) method: &'static str,
-    pub(super) name: &'a ObjectName,
+    pub(super) name: &'a ObjectKey,
     pub(super) headers: Vec<(&'static str, String)>,
     pub(super) body_sha256: Sha256,
     pub(super) now: UnixMillis,

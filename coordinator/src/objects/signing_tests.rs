@@ -34,7 +34,7 @@ fn header<'a>(request: &'a SignedRequest, name: &str) -> Option<&'a str> {
     request.headers.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str())
 }
 
-fn terms(name: &ObjectName, size: u64) -> PutTerms<'_> {
+fn terms(name: &ObjectKey, size: u64) -> PutTerms<'_> {
     PutTerms { name, sha256: Sha256::of(b"x"), size, limit: MAX_PACK }
 }
 

@@ -24,7 +24,7 @@ use sealift_common::id::Sha256;
 
 use super::error::{ObjectError, ObjectErrorKind};
 use super::http::{InvalidTls, StoreClock, StoreHttp};
-use super::name::ObjectName;
+use super::key::ObjectKey;
 use super::probe::{Abilities, ProbeReport};
 use super::settings::{ServerSideEncryption, StorageSettings};
 use super::signing::{self, PutTerms, SignedRequest, SigningError, aws_credentials};
@@ -107,7 +107,7 @@ pub struct ObjectHead {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listed {
     /// Its name, relative to the prefix.
-    pub name: ObjectName,
+    pub name: ObjectKey,
     /// Stored length in bytes.
     pub size: u64,
 }
@@ -196,11 +196,11 @@ impl ObjectStore {
     ///
     /// # Errors
     /// Where the signer fails.
-    pub fn sign_get(&self, name: &ObjectName) -> Result<SignedRequest, SigningError> {
+    pub fn sign_get(&self, name: &ObjectKey) -> Result<SignedRequest, SigningError> {
         signing::sign_get(self.settings(), name, self.clock().now())
     }
 
-    fn key(&self, name: &ObjectName) -> String {
+    fn key(&self, name: &ObjectKey) -> String {
         self.0.settings.prefix.key(name.as_str())
     }
 
@@ -212,7 +212,7 @@ impl ObjectStore {
     ///
     /// # Errors
     /// [`ObjectError`]; [`ObjectErrorKind::AlreadyThere`] only for [`Put::New`].
-    pub async fn put(&self, name: &ObjectName, body: Bytes, put: Put) -> Result<(), ObjectError> {
+    pub async fn put(&self, name: &ObjectKey, body: Bytes, put: Put) -> Result<(), ObjectError> {
         let checksum = BASE64.encode(Sha256::of(&body).as_bytes());
         let mut request = self.0.client.put_object().bucket(self.bucket()).key(self.key(name));
         request = request.checksum_sha256(checksum).body(ByteStream::from(body));
@@ -236,7 +236,7 @@ impl ObjectStore {
     ///
     /// # Errors
     /// [`ObjectError`]; `Refused` with status 400 where the object is encrypted with a key of its writer's (SSE-C).
-    pub async fn head(&self, name: &ObjectName) -> Result<Option<ObjectHead>, ObjectError> {
+    pub async fn head(&self, name: &ObjectKey) -> Result<Option<ObjectHead>, ObjectError> {
         let request = self.0.client.head_object().bucket(self.bucket()).key(self.key(name));
         let request = request.checksum_mode(types::ChecksumMode::Enabled);
         let head = match request.send().await.map_err(|e| failed("head", name.as_str(), e)) {
@@ -258,7 +258,7 @@ impl ObjectStore {
     ///
     /// # Errors
     /// [`ObjectError`]; [`ObjectErrorKind::TooLarge`] above the limit.
-    pub async fn get(&self, name: &ObjectName, range: ByteRange, limit: u64) -> Result<Bytes, ObjectError> {
+    pub async fn get(&self, name: &ObjectKey, range: ByteRange, limit: u64) -> Result<Bytes, ObjectError> {
         let too_large = || ObjectError {
             operation: "get",
             object: name.to_string(),
@@ -285,7 +285,7 @@ impl ObjectStore {
     ///
     /// # Errors
     /// [`ObjectError`]; [`ObjectErrorKind::TooLarge`] as soon as it proves longer than `limit`.
-    pub async fn hash(&self, name: &ObjectName, limit: u64) -> Result<(u64, Sha256), ObjectError> {
+    pub async fn hash(&self, name: &ObjectKey, limit: u64) -> Result<(u64, Sha256), ObjectError> {
         let mut size = 0u64;
         let mut context = aws_lc_rs::digest::Context::new(&aws_lc_rs::digest::SHA256);
         let read = self.read(name, ByteRange::All, |bytes| {
@@ -309,7 +309,7 @@ impl ObjectStore {
     /// Hands an object's bytes to `each`, piece by piece, until it breaks off.
     async fn read(
         &self,
-        name: &ObjectName,
+        name: &ObjectKey,
         range: ByteRange,
         mut each: impl FnMut(Bytes) -> ControlFlow<()>,
     ) -> Result<ControlFlow<()>, ObjectError> {
@@ -376,7 +376,7 @@ impl ObjectStore {
     ///
     /// # Errors
     /// [`ObjectError`].
-    pub async fn delete(&self, name: &ObjectName, version: Option<&str>) -> Result<(), ObjectError> {
+    pub async fn delete(&self, name: &ObjectKey, version: Option<&str>) -> Result<(), ObjectError> {
         let request = self.0.client.delete_object().bucket(self.bucket()).key(self.key(name));
         match request.set_version_id(version.map(str::to_owned)).send().await {
             Ok(_) => Ok(()),
