@@ -9,7 +9,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "sealift/v1/admin.proto",
     ];
     let descriptors = protox::compile(files, ["."])?;
-    tonic_prost_build::configure().bytes(".sealift.v1.BeginReply").compile_fds(descriptors)?;
+    tonic_prost_build::configure()
+        .bytes(".sealift.v1.BeginReply")
+        // Stored structures are hashed: the same fields give the same bytes.
+        .btree_map(".sealift.format.v1")
+        .compile_fds(descriptors)?;
     println!("cargo:rerun-if-changed=sealift");
     Ok(())
 }

@@ -217,6 +217,28 @@ impl KeySlots {
         }
         Err(failure)
     }
+
+    /// Tries several sets of slots: those of a pack or manifest, and those that were added later (`slots/` objects).
+    ///
+    /// # Errors
+    /// As [`KeySlots::open`]; that no identity fits says less than anything else that went wrong, and is told last.
+    pub fn open_any<'a>(
+        sets: impl IntoIterator<Item = &'a Self>,
+        identities: &Identities,
+        owner: &KeyOwner,
+        commits: impl Fn(&DataKey) -> bool,
+    ) -> Result<DataKey, SlotError> {
+        let mut recipients = Vec::new();
+        let mut failure = None;
+        for slots in sets {
+            match slots.open(identities, owner, &commits) {
+                Ok(key) => return Ok(key),
+                Err(SlotError::NoMatchingIdentity { recipients: more }) => recipients.extend(more),
+                Err(error) => failure = Some(error),
+            }
+        }
+        Err(failure.unwrap_or(SlotError::NoMatchingIdentity { recipients }))
+    }
 }
 
 /// The key in one age file; `None` where no identity fits it.

@@ -8,7 +8,7 @@ use sealift_proto::format as wire;
 use super::header::{DIRECTORY, DIRECTORY_NONCE, FRAME, PackHeader, Trailer, aad, frame_nonce};
 use super::{MAGIC, MAX_FRAMES, MAX_RAW, PackError, PackMeta, PackProblem, TRAILER_LEN};
 use crate::crypto::aead::{AeadKey, TAG_LEN};
-use crate::crypto::{DataKey, Identities, KeyOwner, KeySlots, SlotError};
+use crate::crypto::{DataKey, Identities, KeyOwner, KeySlots};
 use crate::format::frame::{self, Codec, FrameDecompressor};
 use crate::format::names::ObjectName;
 use crate::id::{SeriesId, Sha256};
@@ -127,17 +127,9 @@ impl PackTail {
     /// [`PackProblem::Slots`].
     pub fn unlock(&self, identities: &Identities, further: &[KeySlots]) -> Result<DataKey, PackError> {
         let commits = |key: &DataKey| key.commits_to(self.header.pack.as_bytes(), &self.header.commitment);
-        let mut failure = None;
-        for slots in std::iter::once(&self.header.slots).chain(further) {
-            match slots.open(identities, &self.header.owner, commits) {
-                Ok(key) => return Ok(key),
-                // That a key does not fit says less than anything else that went wrong.
-                Err(error @ SlotError::NoMatchingIdentity { .. }) => failure = failure.or(Some(error)),
-                Err(error) => failure = Some(error),
-            }
-        }
-        let problem = failure.map_or(PackProblem::Commitment(self.header.owner.backup), PackProblem::Slots);
-        Err(PackError { name: self.name, problem })
+        let all = std::iter::once(&self.header.slots).chain(further);
+        KeySlots::open_any(all, identities, &self.header.owner, commits)
+            .map_err(|error| PackError { name: self.name, problem: PackProblem::Slots(error) })
     }
 
     /// Checks the commitment, decrypts the directory and checks that it adds up to the object.
