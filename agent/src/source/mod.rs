@@ -9,6 +9,7 @@
 
 pub mod command;
 mod database;
+pub mod directory;
 mod error;
 pub mod postgres;
 mod priority;
@@ -17,6 +18,7 @@ mod sink;
 mod temp;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -104,7 +106,7 @@ pub struct SourceSummary {
 #[derive(Debug)]
 pub struct SourceEnv {
     /// Temporary files.
-    pub temp: TempRoot,
+    pub temp: Arc<TempRoot>,
     /// Where `${VAR}` and `credential:` are looked up, and `PATH`.
     pub environment: Environment,
     /// Priority of tools and readers.
@@ -120,7 +122,7 @@ impl SourceEnv {
     /// [`SourceError::Io`] where the state directory cannot be written.
     pub fn open(config: &Config, environment: Environment) -> Result<Self, SourceError> {
         Ok(Self {
-            temp: TempRoot::open(config.state_dir.as_path())?,
+            temp: Arc::new(TempRoot::open(config.state_dir.as_path())?),
             environment,
             process: config.process,
             stall_timeout: config.backup.stall_timeout(),
@@ -156,6 +158,7 @@ pub async fn run(
     let sink = Sink::new(out, cancel);
     match &source.kind {
         SourceKind::Postgres(postgres) => postgres::run(source, postgres, env, &sink).await,
+        SourceKind::Directory(directory) => directory::run(directory, env, &sink).await,
         SourceKind::Command(command) => command::run(command, env, &sink).await,
         _ => Err(not_yet(source)),
     }
@@ -165,6 +168,7 @@ pub async fn run(
 pub async fn test(source: &config::Source, env: &SourceEnv, cancel: CancellationToken) -> SourceCheck {
     let checked = match &source.kind {
         SourceKind::Postgres(postgres) => postgres::test(source, postgres, env, &cancel).await,
+        SourceKind::Directory(directory) => directory::test(directory),
         SourceKind::Command(command) => command::test(command, env),
         _ => Err(not_yet(source)),
     };

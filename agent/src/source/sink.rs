@@ -20,6 +20,11 @@ impl Sink {
         Self { out, cancel }
     }
 
+    /// The same until `cancel` instead.
+    pub fn until(&self, cancel: CancellationToken) -> Self {
+        Self { out: self.out.clone(), cancel }
+    }
+
     /// What ends every wait.
     pub fn cancel(&self) -> &CancellationToken {
         &self.cancel

@@ -38,7 +38,7 @@ impl TempRoot {
         let gate = File::open(&parent).map_err(fail)?;
         flock(&gate, FlockOperation::LockExclusive).map_err(|e| fail(e.into()))?;
         sweep(&parent).map_err(fail)?;
-        let directory = tempfile::Builder::new().prefix(PREFIX).tempdir_in(&parent).map_err(fail)?;
+        let directory = private_directory(PREFIX, &parent).map_err(fail)?;
         let lock = open_lock(&directory.path().join(LOCK)).map_err(fail)?;
         flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|e| fail(e.into()))?;
         Ok(Self { directory, _lock: lock })
@@ -64,8 +64,13 @@ impl TempRoot {
     /// A directory of mode 0700, removed with what is in it when it is dropped.
     pub fn directory(&self, prefix: &str) -> Result<TempDir, SourceError> {
         let fail = SourceError::io("make a temporary directory in", self.path());
-        tempfile::Builder::new().prefix(prefix).tempdir_in(self.path()).map_err(fail)
+        private_directory(prefix, self.path()).map_err(fail)
     }
+}
+
+fn private_directory(prefix: &str, parent: &Path) -> io::Result<TempDir> {
+    let private = fs::Permissions::from_mode(0o700);
+    tempfile::Builder::new().prefix(prefix).permissions(private).tempdir_in(parent)
 }
 
 fn open_lock(path: &Path) -> io::Result<File> {
