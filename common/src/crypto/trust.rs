@@ -356,6 +356,14 @@ impl TrustObject {
         &self.policy
     }
 
+    /// Fingerprints of the keys whose signatures hold, whoever they belong to.
+    pub fn signers(&self) -> Vec<Sha256> {
+        let holds = |(key, signature): &&(VerifyingKey, Vec<u8>)| {
+            key.verify(CONTEXT, &[self.signed.as_bytes()], signature).is_ok()
+        };
+        self.signatures.iter().filter(holds).map(|(key, _)| key.fingerprint()).collect()
+    }
+
     /// How many of the keys that `in_force` accepts have validly signed, each counted once.
     fn valid_signatures(&self, in_force: impl Fn(&VerifyingKey) -> bool) -> usize {
         let mut signers: Vec<VerifyingKey> = self

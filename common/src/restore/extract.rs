@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag, openat, renameat};
+use nix::fcntl::{AtFlags, Flock, FlockArg, OFlag, openat, renameat};
 use nix::sys::stat::{Mode, UtimensatFlags, fchmod, fstat, futimens, mkdirat, utimensat};
 use nix::sys::time::TimeSpec;
 use nix::unistd::{
@@ -23,14 +23,13 @@ use nix::unistd::{
 
 use super::RestoreError;
 use super::tar::{Member, MemberKind};
-use crate::id::Random;
 
 const COPY_BUFFER: usize = 256 * 1024;
 const DIR_FLAGS: OFlag =
     OFlag::O_DIRECTORY.union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC).union(OFlag::O_RDONLY);
 
 /// A path of an archive that cannot lead out of the target: plain components only.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SafePath(Vec<Vec<u8>>);
 
 impl SafePath {
@@ -67,6 +66,11 @@ impl SafePath {
         self.0.starts_with(&other.0)
     }
 
+    /// The path as bytes.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        self.0.join(&b'/')
+    }
+
     /// The path below `root`.
     pub fn below(&self, root: &Path) -> PathBuf {
         self.0.iter().fold(root.to_owned(), |path, component| path.join(OsStr::from_bytes(component)))
@@ -74,6 +78,12 @@ impl SafePath {
 
     fn split_last(&self) -> Option<(&[u8], &[Vec<u8>])> {
         self.0.split_last().map(|(name, parents)| (name.as_slice(), parents))
+    }
+}
+
+impl std::fmt::Display for SafePath {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&String::from_utf8_lossy(&self.to_bytes()))
     }
 }
 
@@ -94,9 +104,10 @@ impl Default for Extras {
 #[derive(Debug)]
 pub struct Extractor {
     root: Arc<OwnedFd>,
+    /// Keeps a second restore away: it would take this one's temporary files for leftovers.
+    _lock: Flock<File>,
     shown: PathBuf,
     extras: Extras,
-    random: Random,
     /// The directories from the root down to where the last member was put.
     trail: Vec<(Vec<u8>, Arc<OwnedFd>)>,
     /// Directories get their times and modes last: what is put into them would change the one and may need the other.
@@ -110,14 +121,25 @@ impl Extractor {
     ///
     /// # Errors
     /// [`RestoreError::Write`] where it cannot be opened.
-    pub fn open(target: &Path, extras: Extras, random: Random) -> Result<Self, RestoreError> {
+    pub fn open(target: &Path, extras: Extras) -> Result<Self, RestoreError> {
         let root = nix::fcntl::open(target, OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
             .map_err(|errno| RestoreError::write(target, errno))?;
+        let twin = root.try_clone().map_err(|error| RestoreError::write(target, error))?;
+        let lock =
+            Flock::lock(File::from(twin), FlockArg::LockExclusiveNonblock).map_err(
+                |(_, errno)| match errno {
+                    Errno::EWOULDBLOCK => RestoreError::Target {
+                        path: target.to_owned(),
+                        problem: "another restore is writing there".to_owned(),
+                    },
+                    other => RestoreError::write(target, other),
+                },
+            )?;
         Ok(Self {
             root: Arc::new(root),
+            _lock: lock,
             shown: target.to_owned(),
             extras,
-            random,
             trail: Vec::new(),
             directories: BTreeMap::new(),
             warnings: Vec::new(),
@@ -236,7 +258,7 @@ impl Extractor {
         data: &mut dyn Read,
         check: &dyn Fn(blake3::Hash) -> Result<(), RestoreError>,
     ) -> Result<(), RestoreError> {
-        let temp = Temp::new(parent, &self.random, shown)?;
+        let temp = Temp::new(parent, name, shown)?;
         let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let fd = openat(parent.as_fd(), temp.name(), flags, Mode::S_IRUSR | Mode::S_IWUSR);
         let mut file = File::from(fd.map_err(|errno| RestoreError::write(shown, errno))?);
@@ -280,7 +302,7 @@ impl Extractor {
         member: &Member,
     ) -> Result<(), RestoreError> {
         let write = |errno: Errno| RestoreError::write(shown, errno);
-        let temp = Temp::new(parent, &self.random, shown)?;
+        let temp = Temp::new(parent, name, shown)?;
         let target = CString::new(member.link_target.clone()).map_err(|_| write(Errno::EINVAL))?;
         symlinkat(target.as_c_str(), parent.as_fd(), temp.name()).map_err(write)?;
         if self.extras.owners {
@@ -315,7 +337,7 @@ impl Extractor {
             let fd = openat(at.as_fd(), component.as_slice(), DIR_FLAGS, Mode::empty());
             at = Arc::new(fd.map_err(|errno| not_a_directory(shown, errno))?);
         }
-        let temp = Temp::new(parent, &self.random, shown)?;
+        let temp = Temp::new(parent, name, shown)?;
         // Without AT_SYMLINK_FOLLOW a link is made to a symlink itself, not to what it points at.
         linkat(at.as_fd(), target_name, parent.as_fd(), temp.name(), LinkatFlags::empty())
             .map_err(|errno| RestoreError::write(shown, errno))?;
@@ -324,7 +346,7 @@ impl Extractor {
 
     fn fifo(&self, parent: &OwnedFd, name: &[u8], shown: &Path, member: &Member) -> Result<(), RestoreError> {
         let write = |errno: Errno| RestoreError::write(shown, errno);
-        let temp = Temp::new(parent, &self.random, shown)?;
+        let temp = Temp::new(parent, name, shown)?;
         mkfifoat(parent.as_fd(), temp.name(), Mode::from_bits_truncate(member.mode & 0o777))
             .map_err(write)?;
         if self.extras.owners {
@@ -366,9 +388,12 @@ struct Temp<'a> {
 }
 
 impl<'a> Temp<'a> {
-    fn new(parent: &'a OwnedFd, random: &Random, shown: &Path) -> Result<Self, RestoreError> {
-        let name = format!(".sealift-{}.partial", hex::encode(random.bytes::<8>()));
+    /// The name follows from the final one, so that what an interrupted restore left behind is replaced by the next.
+    fn new(parent: &'a OwnedFd, name: &[u8], shown: &Path) -> Result<Self, RestoreError> {
+        let digest = blake3::hash(name).to_hex();
+        let name = format!(".sealift-{}.partial", digest.get(..16).unwrap_or_default());
         let name = CString::new(name).map_err(|_| RestoreError::write(shown, Errno::EINVAL))?;
+        let _ = unlinkat(parent.as_fd(), name.as_c_str(), UnlinkatFlags::NoRemoveDir);
         Ok(Self { parent, name, renamed: false })
     }
 

@@ -23,7 +23,7 @@ fn member(path: &[u8], kind: MemberKind) -> Member {
 }
 
 fn extractor(target: &Path) -> Extractor {
-    Extractor::open(target, Extras::default(), Random::from_seed(1)).unwrap()
+    Extractor::open(target, Extras::default()).unwrap()
 }
 
 fn put(extractor: &mut Extractor, member: &Member, data: &[u8]) -> Result<(), RestoreError> {
