@@ -1,0 +1,112 @@
+//! Keeps the certificate fresh: renewed at 70 % of its life, or when the coordinator asks. Sessions learn of a new identity
+//! through a watch and move over when it suits them; the old certificate stays good until it expires.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Notify, watch};
+use url::Url;
+
+use sealift_common::clock::Clock;
+use sealift_common::id::Random;
+
+use super::certificate::{CertificateError, recover, renew};
+use super::{Identity, IdentityError};
+use crate::session::backoff::Backoff;
+use crate::session::link::Link;
+use crate::state::dir::StateDir;
+
+/// Longest sleep, so that a clock that was set, or a laptop that slept, is noticed.
+const LONGEST_SLEEP: Duration = Duration::from_secs(60);
+const FIRST_RETRY: Duration = Duration::from_secs(10);
+const LAST_RETRY: Duration = Duration::from_secs(300);
+
+/// The identity in use, and how it is replaced.
+#[derive(Debug)]
+pub struct IdentityKeeper {
+    state: StateDir,
+    clock: Clock,
+    random: Random,
+    current: watch::Sender<Arc<Identity>>,
+    asked: Notify,
+}
+
+impl IdentityKeeper {
+    /// Reads the identity of this host.
+    ///
+    /// # Errors
+    /// [`IdentityError`].
+    pub fn open(state: StateDir, clock: Clock, random: Random) -> Result<Self, IdentityError> {
+        let current = watch::Sender::new(Arc::new(Identity::load(&state)?));
+        Ok(Self { state, clock, random, current, asked: Notify::new() })
+    }
+
+    /// The identity in use.
+    pub fn current(&self) -> Arc<Identity> {
+        self.current.borrow().clone()
+    }
+
+    /// Tells of each new identity.
+    pub fn changes(&self) -> watch::Receiver<Arc<Identity>> {
+        self.current.subscribe()
+    }
+
+    /// Renew now: the coordinator asked.
+    pub fn renew_now(&self) {
+        self.asked.notify_one();
+    }
+
+    /// Replaces an expired certificate by the signing key's word.
+    ///
+    /// # Errors
+    /// [`CertificateError`].
+    pub async fn recover(&self, coordinator: &Url) -> Result<Arc<Identity>, CertificateError> {
+        let renewed = recover(&self.current(), coordinator, &self.clock).await?;
+        tracing::info!(not_after = %renewed.not_after, "replaced the expired certificate");
+        self.adopt(renewed)
+    }
+
+    /// Renews whenever it is time. Never returns.
+    pub async fn run(&self, mut link: Link) {
+        let mut backoff = Backoff::new(FIRST_RETRY, LAST_RETRY, self.random.clone());
+        loop {
+            self.until_due().await;
+            let Some(connection) = link.connected().await else { return };
+            match renew(&self.current(), connection.channel, &self.clock).await {
+                Ok(renewed) => {
+                    tracing::info!(not_after = %renewed.not_after, "renewed the certificate");
+                    backoff.reset();
+                    if let Err(error) = self.adopt(renewed) {
+                        tracing::error!(%error, "cannot keep the renewed certificate");
+                        tokio::time::sleep(backoff.next_wait()).await;
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "the certificate is not renewed yet");
+                    tokio::time::sleep(FIRST_RETRY / 2 + backoff.next_wait()).await;
+                }
+            }
+        }
+    }
+
+    async fn until_due(&self) {
+        loop {
+            let left = self.current().renew_at().since(self.clock.now());
+            if left.is_zero() {
+                return;
+            }
+            tokio::select! {
+                () = self.asked.notified() => return,
+                () = tokio::time::sleep(left.min(LONGEST_SLEEP)) => {}
+            }
+        }
+    }
+
+    /// On disk first, then in use: a crash in between costs a second renewal.
+    fn adopt(&self, renewed: Identity) -> Result<Arc<Identity>, CertificateError> {
+        renewed.save(&self.state).map_err(IdentityError::from)?;
+        let renewed = Arc::new(renewed);
+        self.current.send_replace(renewed.clone());
+        Ok(renewed)
+    }
+}
