@@ -1,0 +1,136 @@
+//! The one stream that the agent holds open to a coordinator, and how it comes back when it is lost.
+//!
+//! [`run`] keeps a session up for the life of the process; [`open`](open::open) makes one; [`pump`](pump::pump) carries its messages. A lost
+//! session does not touch a running dump: attempts see the connection through [`link::Link`] and go on when it is back.
+//!
+//! To handle a new message of the coordinator: an arm in [`pump`]'s `receive`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use url::Url;
+
+use sealift_common::lifecycle::Lifecycle;
+
+use crate::agent::Agent;
+use crate::attempt::Attempts;
+use backoff::Backoff;
+use link::LinkOwner;
+use open::OpenSession;
+use pump::Ended;
+
+pub mod backoff;
+pub mod error;
+pub mod link;
+mod open;
+pub use open::host_name;
+mod pump;
+
+/// The first wait after a lost session …
+const FIRST_WAIT: Duration = Duration::from_millis(500);
+/// … and the longest, until a coordinator names another.
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
+/// A session that held this long was a good one: the waits start anew.
+const GOOD: Duration = Duration::from_secs(30);
+
+/// Keeps a session up until the agent stops: at once when it has nothing to do, else when its attempts have ended.
+pub async fn run(agent: Arc<Agent>, attempts: Arc<Attempts>, owner: LinkOwner, lifecycle: Lifecycle) {
+    let mut keeper = Keeper {
+        backoff: Backoff::new(FIRST_WAIT, LONGEST_WAIT, agent.random.clone()),
+        agent,
+        attempts,
+        owner,
+        lifecycle,
+        next: 0,
+        sessions: 0,
+    };
+    keeper.run().await;
+}
+
+struct Keeper {
+    agent: Arc<Agent>,
+    attempts: Arc<Attempts>,
+    owner: LinkOwner,
+    lifecycle: Lifecycle,
+    backoff: Backoff,
+    next: usize,
+    sessions: u64,
+}
+
+impl Keeper {
+    async fn run(&mut self) {
+        while !self.is_over() {
+            let coordinator = self.coordinator();
+            let wait = match self.open(&coordinator).await {
+                Ok(session) => self.hold(session, &coordinator).await,
+                Err(error) => {
+                    tracing::warn!(%coordinator, error, "no session");
+                    self.next = self.next.wrapping_add(1);
+                    self.backoff.next_wait()
+                }
+            };
+            let over = self.attempts.wait_stopped(&self.lifecycle);
+            tokio::select! { () = tokio::time::sleep(wait) => {}, () = over => {} }
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        self.lifecycle.hard.is_cancelled() || (self.lifecycle.soft.is_cancelled() && self.attempts.is_idle())
+    }
+
+    fn coordinator(&self) -> Url {
+        let all = self.agent.coordinators();
+        // The configuration refuses an empty list.
+        all[self.next % all.len().max(1)].clone()
+    }
+
+    async fn open(&mut self, coordinator: &Url) -> Result<OpenSession, String> {
+        self.sessions += 1;
+        let opened = open::open(&self.agent, &self.attempts, coordinator, self.sessions);
+        tokio::select! {
+            opened = opened => opened,
+            () = self.lifecycle.hard.cancelled() => Err("the agent stops".to_owned()),
+        }
+    }
+
+    /// Carries messages until the session ends; says how long to wait before the next one. A session that only moves to a
+    /// new certificate is replaced before it is closed.
+    async fn hold(&mut self, mut session: OpenSession, coordinator: &Url) -> Duration {
+        let since = Instant::now();
+        let mut identity = self.agent.identity.changes();
+        loop {
+            self.backoff.set_cap(session.reconnect_cap);
+            self.owner.up(session.connection.clone());
+            tracing::info!(%coordinator, session = session.connection.number, "session is up");
+            let ended =
+                pump::pump(&mut session, &self.agent, &self.attempts, &self.lifecycle, &mut identity).await;
+            if let Ended::Moves = ended {
+                match self.open(coordinator).await {
+                    Ok(moved) => {
+                        session = moved;
+                        continue;
+                    }
+                    Err(error) => tracing::warn!(%coordinator, error, "cannot move to the new certificate"),
+                }
+            }
+            self.owner.down();
+            if since.elapsed() >= GOOD {
+                self.backoff.reset();
+            }
+            return match ended {
+                Ended::Stopped => Duration::ZERO,
+                Ended::AskedToReconnect { jitter } => {
+                    self.next = self.next.wrapping_add(1);
+                    jitter.mul_f64(self.agent.random.fraction())
+                }
+                Ended::Moves => self.backoff.next_wait(),
+                Ended::Lost(error) => {
+                    tracing::warn!(%coordinator, error, "session lost");
+                    self.next = self.next.wrapping_add(1);
+                    self.backoff.next_wait()
+                }
+            };
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! Opens one session: connect, Hello, Welcome.
+
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
+use url::Url;
+
+use sealift_common::clock::UnixMillis;
+use sealift_common::tls;
+use sealift_proto::v1::agent_message::Message as Up;
+use sealift_proto::v1::coordinator_message::Message as Down;
+use sealift_proto::v1::session_client::SessionClient;
+use sealift_proto::{PROTOCOL_MAX, PROTOCOL_MIN, v1};
+
+use super::error::describe;
+use super::link::Connection;
+use crate::agent::Agent;
+use crate::attempt::Attempts;
+
+/// How many messages may wait to be sent.
+const OUTGOING: usize = 64;
+/// How long a coordinator may take to say welcome.
+const WELCOME_TIMEOUT: Duration = Duration::from_secs(30);
+/// A clock that is further off than this is worth a line in the log.
+const CLOCK_TOLERANCE: Duration = Duration::from_secs(300);
+
+/// A session that was welcomed.
+pub struct OpenSession {
+    /// For the rest of the agent.
+    pub connection: Connection,
+    /// What comes down.
+    pub incoming: Streaming<v1::CoordinatorMessage>,
+    /// How often to say that we are alive.
+    pub heartbeat: Duration,
+    /// The longest wait before a reconnect.
+    pub reconnect_cap: Duration,
+    /// When the certificate that opened it expires.
+    pub certificate_until: UnixMillis,
+}
+
+/// Opens a session with `coordinator`. An expired certificate is replaced first.
+///
+/// # Errors
+/// One line, for the log.
+pub async fn open(
+    agent: &Agent,
+    attempts: &Attempts,
+    coordinator: &Url,
+    number: u64,
+) -> Result<OpenSession, String> {
+    let mut identity = agent.identity.current();
+    if identity.not_after <= agent.clock.now() {
+        identity = agent.identity.recover(coordinator).await.map_err(|error| error.to_string())?;
+    }
+    let config =
+        tls::client_config(&identity.ca, Some(&identity.tls())).map_err(|error| error.to_string())?;
+    let channel = tls::channel(coordinator, config).map_err(|error| error.to_string())?;
+
+    let (outgoing, waiting) = mpsc::channel(OUTGOING);
+    let hello = v1::AgentMessage { message: Some(Up::Hello(hello(agent, attempts))) };
+    outgoing.try_send(hello).map_err(|_| "cannot queue the first message".to_owned())?;
+    let mut client = SessionClient::new(channel.clone());
+    let opening = async {
+        let mut incoming =
+            client.open(ReceiverStream::new(waiting)).await.map_err(|status| describe(&status))?.into_inner();
+        match incoming.message().await.map_err(|status| describe(&status))?.and_then(|m| m.message) {
+            Some(Down::Welcome(welcome)) => Ok((incoming, welcome)),
+            Some(_) => Err("the coordinator's first message is not a welcome".to_owned()),
+            None => Err("the coordinator closed the session".to_owned()),
+        }
+    };
+    let (incoming, welcome) = tokio::time::timeout(WELCOME_TIMEOUT, opening)
+        .await
+        .map_err(|_| format!("no welcome within {} s", WELCOME_TIMEOUT.as_secs()))??;
+    warn_of_clock(agent, &welcome);
+    attempts.welcomed(&welcome.lost);
+    let within = |ms: u32, least: u64, most: u64| Duration::from_millis(u64::from(ms).clamp(least, most));
+    Ok(OpenSession {
+        connection: Connection { number, channel, outgoing },
+        incoming,
+        heartbeat: within(welcome.heartbeat_ms, 1_000, 60_000),
+        reconnect_cap: within(welcome.reconnect_cap_ms, 1_000, 600_000),
+        certificate_until: identity.not_after,
+    })
+}
+
+fn hello(agent: &Agent, attempts: &Attempts) -> v1::Hello {
+    v1::Hello {
+        protocol_min: PROTOCOL_MIN,
+        protocol_max: PROTOCOL_MAX,
+        features: Vec::new(),
+        instance_id: agent.instance.to_vec(),
+        agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+        host: host_name(),
+        timezone: jiff::tz::TimeZone::system().iana_name().unwrap_or_default().to_owned(),
+        sources: Some(agent.source_list()),
+        attempts: attempts.states(),
+        clock_ms: agent.clock.now().0,
+        heads: agent.series_heads(),
+        os: operating_system(),
+    }
+}
+
+/// What the host calls itself.
+pub fn host_name() -> String {
+    hostname::get().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+/// The distribution's own name for itself, else the kernel's.
+fn operating_system() -> String {
+    let release = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
+    let pretty = release.lines().find_map(|line| line.strip_prefix("PRETTY_NAME="));
+    pretty.map_or_else(|| std::env::consts::OS.to_owned(), |name| name.trim_matches('"').to_owned())
+}
+
+fn warn_of_clock(agent: &Agent, welcome: &v1::Welcome) {
+    let (here, there) = (agent.clock.now(), UnixMillis(welcome.clock_ms));
+    let apart = here.since(there).max(there.since(here));
+    if apart > CLOCK_TOLERANCE {
+        tracing::warn!(apart_s = apart.as_secs(), "this host's clock and the coordinator's are far apart");
+    }
+}
