@@ -12,7 +12,7 @@ mod database;
 pub mod directory;
 mod error;
 pub mod postgres;
-mod priority;
+pub mod priority;
 pub mod process;
 mod sink;
 mod temp;

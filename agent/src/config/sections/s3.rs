@@ -14,6 +14,8 @@ pub struct S3 {
     pub client_certificate: Option<AbsolutePath>,
     /// PEM file with its key.
     pub client_key: Option<AbsolutePath>,
+    /// Whether packs (which are sealed) may go to a store over plain HTTP. To this very machine they always may.
+    pub allow_plain_http: bool,
 }
 
 impl S3 {
