@@ -1,0 +1,224 @@
+//! Attempts: what this host works on, from the offer to the word that it is over.
+//!
+//! [`Attempts`] is the registry that the session talks to. Each attempt is a task of its own ([`run`]) which does not care
+//! whether the session that offered it is still there. An attempt is in the journal before it starts and leaves it when the
+//! coordinator knows how it ended.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::watch;
+use tokio_util::task::TaskTracker;
+use tracing::Instrument;
+
+use sealift_common::lifecycle::Lifecycle;
+use sealift_common::name::Name;
+use sealift_common::telemetry;
+use sealift_proto::v1;
+
+use crate::agent::Agent;
+use crate::state::journal::{AttemptRef, Entry};
+use job::Job;
+use stop::{Stop, StopReason};
+
+mod begin;
+mod failure;
+mod finish;
+mod indexes;
+mod job;
+mod manifest;
+mod patience;
+mod report;
+mod run;
+mod source_test;
+pub mod stop;
+mod store;
+
+/// One attempt that has not ended, or whose end the coordinator does not know.
+#[derive(Debug)]
+struct Running {
+    attempt: AttemptRef,
+    stop: Stop,
+}
+
+/// The attempts of this process, and those that an earlier process left behind.
+#[derive(Debug)]
+pub struct Attempts {
+    agent: Arc<Agent>,
+    lifecycle: Lifecycle,
+    tracker: TaskTracker,
+    running: Mutex<HashMap<Name, Running>>,
+    count: watch::Sender<usize>,
+    interrupted: Mutex<Vec<Entry>>,
+}
+
+impl Attempts {
+    /// The registry; what the journal still holds was interrupted.
+    ///
+    /// # Errors
+    /// [`StateError`](crate::state::dir::StateError) where the journal cannot be read.
+    pub fn new(agent: Arc<Agent>, lifecycle: Lifecycle) -> Result<Arc<Self>, crate::state::dir::StateError> {
+        let interrupted = agent.journal().entries()?;
+        for entry in &interrupted {
+            tracing::warn!(attempt = %entry.attempt, source = entry.source, "was interrupted");
+        }
+        Ok(Arc::new(Self {
+            agent,
+            tracker: lifecycle.tracker.clone(),
+            lifecycle,
+            running: Mutex::default(),
+            count: watch::Sender::new(0),
+            interrupted: Mutex::new(interrupted),
+        }))
+    }
+
+    /// Whether nothing runs and everything is reported.
+    pub fn is_idle(&self) -> bool {
+        *self.count.borrow() == 0
+    }
+
+    /// Waits until the agent was told to stop and its attempts are over.
+    pub async fn wait_stopped(&self, lifecycle: &Lifecycle) {
+        lifecycle.soft.cancelled().await;
+        // The sender lives in `self`.
+        let _ = self.count.subscribe().wait_for(|count| *count == 0).await;
+    }
+
+    /// Accepts an offer and starts working on it, or says why not. The same offer again gets the same answer.
+    pub fn offer(self: &Arc<Self>, offer: v1::Offer) -> v1::OfferReply {
+        let wire = offer.attempt.clone();
+        let answer = |accepted, reason: String, reject: v1::RejectReason| v1::OfferReply {
+            attempt: wire.clone(),
+            accepted,
+            reason,
+            reject: reject.into(),
+        };
+        match self.accept(offer) {
+            Ok(()) => answer(true, String::new(), v1::RejectReason::Unspecified),
+            Err((reason, reject)) => {
+                tracing::warn!(reason, "refused an offer");
+                answer(false, reason, reject)
+            }
+        }
+    }
+
+    fn accept(self: &Arc<Self>, offer: v1::Offer) -> Result<(), (String, v1::RejectReason)> {
+        let trace_parent = offer.trace_parent.clone();
+        let job = Job::parse(offer, &self.agent.config())?;
+        if self.lifecycle.soft.is_cancelled() {
+            return Err(("the agent is being stopped".to_owned(), v1::RejectReason::Busy));
+        }
+        let mut running = self.running();
+        match running.get(&job.source.name) {
+            Some(same) if same.attempt == job.attempt => return Ok(()),
+            Some(other) => {
+                let reason = format!("{} is being backed up by attempt {}", job.source.name, other.attempt);
+                return Err((reason, v1::RejectReason::Busy));
+            }
+            None => {}
+        }
+        let full =
+            |error: crate::state::dir::StateError| (error.to_string(), v1::RejectReason::StateDiskFull);
+        self.agent.state.check_space().map_err(full)?;
+        let entry = Entry {
+            attempt: job.attempt,
+            series: job.series,
+            source: job.source.name.to_string(),
+            started: self.agent.clock.now(),
+            failure: None,
+        };
+        self.agent.journal().record(&entry).map_err(full)?;
+        let stop = Stop::default();
+        running.insert(job.source.name.clone(), Running { attempt: job.attempt, stop: stop.clone() });
+        self.count.send_replace(running.len());
+        drop(running);
+
+        let span = tracing::info_span!("attempt", attempt = %job.attempt, source = %job.source.name);
+        telemetry::set_trace_parent(&span, &trace_parent);
+        let this = self.clone();
+        self.tracker.spawn(async move { this.work(job, entry, stop).await }.instrument(span));
+        Ok(())
+    }
+
+    async fn work(&self, job: Job, mut entry: Entry, stop: Stop) {
+        let name = job.source.name.clone();
+        let outcome = run::run(&self.agent, &job, &stop, &self.lifecycle).await;
+        if let run::Outcome::Failed(failure) = outcome {
+            entry.failure = Some(failure.clone());
+            if let Err(error) = self.agent.journal().record(&entry) {
+                tracing::error!(%error, "cannot note the failure; it is reported while this process lives");
+            }
+            report::deliver(&self.agent, job.attempt, &failure).await;
+        }
+        if let Err(error) = self.agent.journal().forget(job.attempt) {
+            tracing::error!(%error, "cannot forget an attempt that is over");
+        }
+        let mut running = self.running();
+        running.remove(&name);
+        self.count.send_replace(running.len());
+    }
+
+    /// Ends an attempt on the coordinator's word.
+    pub fn cancel(&self, cancel: &v1::CancelAttempt) {
+        let attempt = cancel.attempt.as_ref().and_then(|wire| AttemptRef::try_from(wire).ok());
+        if let Some(attempt) = attempt {
+            self.stop(attempt, StopReason::Cancelled(cancel.reason.clone()));
+        }
+    }
+
+    /// What Hello says of attempts.
+    pub fn states(&self) -> Vec<v1::AttemptState> {
+        let state = |attempt: AttemptRef, phase: v1::AttemptPhase, failure: String| v1::AttemptState {
+            attempt: Some(attempt.to_wire()),
+            phase: phase.into(),
+            failure,
+        };
+        let running = self.running();
+        let alive = running
+            .values()
+            .map(|r| state(r.attempt, v1::AttemptPhase::Running, String::new()))
+            .collect::<Vec<_>>();
+        drop(running);
+        let interrupted = self.interrupted();
+        let gone = interrupted.iter().map(|entry| {
+            let failure = match &entry.failure {
+                Some(failure) => failure.error.clone(),
+                None => "the agent was stopped or killed while it ran".to_owned(),
+            };
+            state(entry.attempt, v1::AttemptPhase::Interrupted, failure)
+        });
+        alive.into_iter().chain(gone).collect()
+    }
+
+    /// The coordinator has read Hello: it knows what was interrupted, and says which attempts are over.
+    pub fn welcomed(&self, lost: &[v1::AttemptRef]) {
+        for entry in self.interrupted().drain(..) {
+            if let Err(error) = self.agent.journal().forget(entry.attempt) {
+                tracing::error!(%error, "cannot forget an interrupted attempt");
+            }
+        }
+        for attempt in lost.iter().filter_map(|wire| AttemptRef::try_from(wire).ok()) {
+            self.stop(attempt, StopReason::TakenAway);
+        }
+    }
+
+    /// Tests one source, or all, and sends what was found.
+    pub fn test_sources(&self, test: v1::TestSource, outgoing: tokio::sync::mpsc::Sender<v1::AgentMessage>) {
+        let agent = self.agent.clone();
+        self.tracker.spawn(async move { source_test::answer(&agent, test, outgoing).await });
+    }
+
+    fn stop(&self, attempt: AttemptRef, reason: StopReason) {
+        if let Some(running) = self.running().values().find(|running| running.attempt == attempt) {
+            running.stop.now(reason);
+        }
+    }
+
+    fn running(&self) -> MutexGuard<'_, HashMap<Name, Running>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn interrupted(&self) -> MutexGuard<'_, Vec<Entry>> {
+        self.interrupted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,90 @@
+//! How long an attempt tries again when the coordinator does not answer: for as long as there is no session (the lease and
+//! `max_duration` bound that), but only so often while there is one. And how long the store may be away.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::failure::AttemptError;
+use crate::agent::Agent;
+use crate::put::PutError;
+use crate::session::backoff::Backoff;
+use crate::session::error::CallError;
+use crate::session::link::Link;
+
+const FIRST_WAIT: Duration = Duration::from_millis(250);
+const LONGEST_WAIT: Duration = Duration::from_secs(30);
+/// Failures in a row, with a session up, after which an attempt gives up.
+const MOST_FAILURES: u32 = 12;
+
+/// One call's tries.
+#[derive(Debug)]
+pub struct Patience {
+    operation: &'static str,
+    backoff: Backoff,
+    link: Link,
+    failures: u32,
+}
+
+impl Patience {
+    /// For a call that is to do `operation` (a verb, for errors).
+    pub fn new(agent: &Agent, operation: &'static str) -> Self {
+        let backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT, agent.random.clone());
+        Self { operation, backoff, link: agent.link.clone(), failures: 0 }
+    }
+
+    /// Waits before the next try.
+    ///
+    /// # Errors
+    /// [`AttemptError::Call`] where no further try makes sense.
+    pub async fn wait(&mut self, status: tonic::Status) -> Result<(), AttemptError> {
+        let source = CallError::from(status);
+        self.failures += u32::from(self.link.current().is_some());
+        if !matches!(source, CallError::Away(_)) || self.failures >= MOST_FAILURES {
+            return Err(AttemptError::Call { operation: self.operation, source });
+        }
+        tracing::warn!(error = %source, "cannot {} yet", self.operation);
+        tokio::time::sleep(self.backoff.next_wait()).await;
+        Ok(())
+    }
+}
+
+/// New signatures asked for in a row before the store's refusal is believed.
+const MOST_SIGNATURES: u32 = 4;
+
+/// One object's tries at the store.
+#[derive(Debug)]
+pub struct StorePatience {
+    backoff: Backoff,
+    timeout: Duration,
+    away_since: Option<Instant>,
+    signatures: u32,
+}
+
+impl StorePatience {
+    /// For an object that may wait `timeout` for a store that is away.
+    pub fn new(agent: &Agent, timeout: Duration) -> Self {
+        let backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT, agent.random.clone());
+        Self { backoff, timeout, away_since: None, signatures: 0 }
+    }
+
+    /// Waits before the next try.
+    ///
+    /// # Errors
+    /// [`AttemptError`] where no further try makes sense.
+    pub async fn wait(&mut self, error: PutError) -> Result<(), AttemptError> {
+        match &error {
+            PutError::Away(last) => {
+                let since = *self.away_since.get_or_insert_with(Instant::now);
+                if since.elapsed() > self.timeout {
+                    return Err(AttemptError::StoreAway { after: since.elapsed(), last: last.clone() });
+                }
+            }
+            PutError::Signature { .. } if self.signatures < MOST_SIGNATURES => self.signatures += 1,
+            _ => return Err(AttemptError::Put(error)),
+        }
+        tracing::warn!(%error, "an object is not stored yet");
+        tokio::time::sleep(self.backoff.next_wait()).await;
+        Ok(())
+    }
+}

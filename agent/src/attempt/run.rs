@@ -1,0 +1,265 @@
+//! One attempt from offer to commit.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+use tracing::Instrument;
+
+use sealift_common::format::chunk::Chunker;
+use sealift_common::lifecycle::Lifecycle;
+
+use super::begin::{Binding, Bindings};
+use super::failure::AttemptError;
+use super::finish::{self, Finished};
+use super::indexes;
+use super::job::Job;
+use super::stop::{Stop, StopReason};
+use super::store::{PackStore, StoredPack};
+use crate::agent::Agent;
+use crate::bandwidth::{Bandwidth, Limits};
+use crate::chunk::ChunkError;
+use crate::dedup::ChunkTable;
+use crate::pipeline::{Pipeline, PipelineError, Streamed};
+use crate::progress::{self, Meters, Stage};
+use crate::put::PutClient;
+use crate::source::{self, EVENTS_AHEAD, SourceEnv, SourceError, SourceEvent, SourceSummary, whole_chain};
+use crate::state::index_cache::IndexCache;
+use crate::state::journal::Failure;
+use crate::state::series::{Epoch, Series};
+
+/// A source that is empty where its last backup had more than this many bytes has lost its data, not shrunk.
+const SHRUNK_FROM: u64 = 1024 * 1024;
+
+/// How an attempt ended.
+#[derive(Debug)]
+pub enum Outcome {
+    /// There is a backup.
+    Committed,
+    /// There is none; the coordinator is to be told.
+    Failed(Failure),
+    /// There is none, and the coordinator knows.
+    TakenAway,
+}
+
+/// Works on `job` until it is committed, failed or stopped.
+pub async fn run(agent: &Arc<Agent>, job: &Job, stop: &Stop, lifecycle: &Lifecycle) -> Outcome {
+    let meters = Arc::new(Meters::default());
+    let stopping = async {
+        lifecycle.soft.cancelled().await;
+        if meters.stage() == Stage::Committing {
+            // Too late to be cut off: a moment more, and it is a backup.
+            std::future::pending::<()>().await;
+        }
+    };
+    let ended = tokio::select! {
+        ended = Box::pin(backup(agent, job, &meters)) => ended,
+        reason = stop.asked() => match reason {
+            StopReason::TakenAway => {
+                tracing::warn!("the coordinator has given this attempt up");
+                return Outcome::TakenAway;
+            }
+            reason => Err(reason.into()),
+        },
+        () = stopping => Err(AttemptError::AgentStops),
+        () = tokio::time::sleep(job.limits.max_duration) => Err(AttemptError::TooLong(job.limits.max_duration)),
+        never = progress::tell(&meters, job.attempt, &agent.link) => match never {},
+    };
+    match ended {
+        Ok(finished) => {
+            tracing::info!(
+                backup = %finished.backup,
+                raw_bytes = meters.raw_bytes.load(Relaxed),
+                new_raw_bytes = meters.new_raw_bytes.load(Relaxed),
+                stored_bytes = meters.stored_bytes.load(Relaxed),
+                partial = finished.partial,
+                "backup committed"
+            );
+            Outcome::Committed
+        }
+        Err(error) => {
+            tracing::error!(error = whole_chain(&error), "backup failed");
+            Outcome::Failed(error.to_failure())
+        }
+    }
+}
+
+async fn backup(agent: &Arc<Agent>, job: &Job, meters: &Arc<Meters>) -> Result<Finished, AttemptError> {
+    let mut series = load_series(agent, job)?;
+    let mut reader = Reader::start(agent, job)?;
+    let epoch = choose_epoch(agent, job, &mut series, &mut reader).await?;
+
+    let bindings = Arc::new(Bindings::new(agent.clone(), job.attempt, job.series, epoch.secret.clone()));
+    let binding = bindings.current().await?;
+    meters.expected_raw_bytes.store(binding.previous_raw_bytes.max(reader.expected()), Relaxed);
+    let cache = IndexCache::new(agent.state.clone(), job.series);
+    let (table, known) = indexes::fill(agent, &bindings, &binding, &cache).await?;
+
+    let store = PackStore {
+        agent: agent.clone(),
+        bindings: bindings.clone(),
+        put: put_client(agent, job)?,
+        cache,
+        meters: meters.clone(),
+        store_timeout: job.limits.stall_timeout,
+    };
+    let read = read(job, &epoch, &binding, &bindings, table, reader, &store).await?;
+    check_size(&binding, meters.raw_bytes.load(Relaxed))?;
+    meters.enter(Stage::Committing);
+    let finished = finish::finish(&store, job, &epoch, &known, &read).await?;
+    remember(agent, series, &finished, meters.raw_bytes.load(Relaxed));
+    Ok(finished)
+}
+
+fn load_series(agent: &Agent, job: &Job) -> Result<Series, AttemptError> {
+    let name = job.source.name.clone();
+    let series = agent.series().load(job.series).map_err(AttemptError::State)?;
+    Ok(match series {
+        Some(series) => Series { source: name, ..series },
+        None => Series::new(job.series, name),
+    })
+}
+
+/// The epoch of this backup. A new one is on disk before anything is stored under it.
+async fn choose_epoch(
+    agent: &Agent,
+    job: &Job,
+    series: &mut Series,
+    reader: &mut Reader,
+) -> Result<Epoch, AttemptError> {
+    if series.needs_epoch() {
+        // How large chunks should be depends on how much is to come: the source may know.
+        reader.peek(job.limits.stall_timeout).await?;
+        series.start_epoch(series.raw_bytes.max(reader.expected()), &agent.random);
+        agent.series().save(series).map_err(AttemptError::State)?;
+    }
+    series.epoch.clone().ok_or_else(|| AttemptError::Build {
+        what: "an epoch",
+        problem: "the series has no secret".to_owned(),
+    })
+}
+
+fn put_client(agent: &Agent, job: &Job) -> Result<PutClient, AttemptError> {
+    let config = agent.config();
+    let host = agent.bandwidth.get(config.upload.bandwidth().and_then(std::num::NonZeroU64::new));
+    let policy = job.limits.bandwidth.map(|rate| Arc::new(Bandwidth::new(rate)));
+    PutClient::new(&config.s3, Limits::new(host.into_iter().chain(policy))).map_err(AttemptError::Put)
+}
+
+/// What was read from the source, and where it went.
+#[derive(Debug)]
+pub struct Read {
+    /// Streams and new packs.
+    pub streamed: Streamed<StoredPack>,
+    /// What the source knows of itself.
+    pub summary: SourceSummary,
+}
+
+/// Reads the source to its end, through the pipeline, into the store.
+async fn read(
+    job: &Job,
+    epoch: &Epoch,
+    binding: &Binding,
+    bindings: &Bindings,
+    table: ChunkTable,
+    reader: Reader,
+    store: &PackStore,
+) -> Result<Read, AttemptError> {
+    let pipeline = Pipeline {
+        chunker: Chunker::new(&epoch.secret, job.series, epoch.class),
+        table,
+        keys: bindings.keys()?,
+        compression_level: job.limits.compression_level,
+        stall_timeout: job.limits.stall_timeout,
+        max_ahead: binding.max_ahead,
+        meters: store.meters.clone(),
+        random: store.agent.random.clone(),
+    };
+    let Reader { events, first, cancel, task } = reader;
+    let piping = async {
+        let piped = pipeline.run(first, events, |pack| store.store(pack)).await;
+        if piped.is_err() {
+            cancel.cancel();
+        }
+        Ok(piped)
+    };
+    let reading = async {
+        match task.await {
+            // Only consequences: the pipeline knows why.
+            Ok(Err(error @ (SourceError::Cancelled | SourceError::Closed))) => Ok(Err(error)),
+            Ok(Err(error)) => Err(AttemptError::Source(error)),
+            Ok(Ok(summary)) => Ok(Ok(summary)),
+            Err(error) => {
+                Err(AttemptError::Build { what: "the source's streams", problem: error.to_string() })
+            }
+        }
+    };
+    let (summary, piped) = tokio::try_join!(reading, piping)?;
+    let streamed = piped.map_err(pipeline_error)?;
+    Ok(Read { streamed, summary: summary.map_err(AttemptError::Source)? })
+}
+
+fn pipeline_error(error: PipelineError<AttemptError>) -> AttemptError {
+    match error {
+        PipelineError::Store(error) => error,
+        PipelineError::Chunk(error) => AttemptError::Chunk(error),
+        other => AttemptError::Build { what: "packs", problem: whole_chain(&other) },
+    }
+}
+
+fn check_size(binding: &Binding, raw_bytes: u64) -> Result<(), AttemptError> {
+    let previous_raw_bytes = binding.previous_raw_bytes;
+    if raw_bytes == 0 && previous_raw_bytes > SHRUNK_FROM {
+        return Err(AttemptError::ShrunkToNothing { previous_raw_bytes });
+    }
+    Ok(())
+}
+
+/// Notes the new manifest. The backup exists whether this succeeds or not.
+fn remember(agent: &Agent, mut series: Series, finished: &Finished, raw_bytes: u64) {
+    series.head = Some(finished.head);
+    series.raw_bytes = raw_bytes;
+    if let Err(error) = agent.series().save(&series) {
+        tracing::error!(%error, "cannot note the new manifest");
+    }
+}
+
+/// The source at work. Dropping it ends the source with all its children.
+struct Reader {
+    events: mpsc::Receiver<SourceEvent>,
+    first: Option<SourceEvent>,
+    cancel: CancellationToken,
+    task: AbortOnDropHandle<Result<SourceSummary, SourceError>>,
+}
+
+impl Reader {
+    fn start(agent: &Agent, job: &Job) -> Result<Self, AttemptError> {
+        let mut env =
+            SourceEnv::open(&agent.config(), agent.environment.clone()).map_err(AttemptError::Source)?;
+        env.stall_timeout = job.limits.stall_timeout;
+        let (sender, events) = mpsc::channel(EVENTS_AHEAD);
+        let (cancel, source) = (CancellationToken::new(), job.source.clone());
+        let token = cancel.clone();
+        let work = async move { source::run(&source, &env, sender, token).await };
+        let task = AbortOnDropHandle::new(tokio::spawn(work.in_current_span()));
+        Ok(Self { events, first: None, cancel, task })
+    }
+
+    /// Waits for what the source says first.
+    async fn peek(&mut self, stall_timeout: Duration) -> Result<(), AttemptError> {
+        let first = tokio::time::timeout(stall_timeout, self.events.recv()).await;
+        self.first = first.map_err(|_| AttemptError::Chunk(ChunkError::Stalled(stall_timeout)))?;
+        Ok(())
+    }
+
+    /// The source's estimate of its size, if that was the first it said.
+    fn expected(&self) -> u64 {
+        match self.first {
+            Some(SourceEvent::Expected(bytes)) => bytes,
+            _ => 0,
+        }
+    }
+}
