@@ -150,3 +150,6 @@ fn thread<T: Send + 'static>(
         result.await.ok()
     }
 }
+
+#[cfg(test)]
+mod tests;

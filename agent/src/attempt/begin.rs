@@ -9,10 +9,13 @@ use std::sync::{Arc, Mutex as SyncMutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Mutex, watch};
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::Channel;
 
 use sealift_common::crypto::{KeyOwner, SeriesSecret};
 use sealift_common::format::pack::{BackupKeys, PackMeta};
 use sealift_common::id::{BackupId, RepositoryId, SeriesId, Sha256};
+use sealift_common::telemetry::inject_trace_parent;
 use sealift_proto::v1;
 use sealift_proto::v1::backup_client::BackupClient;
 
@@ -25,6 +28,8 @@ use crate::state::trust::{TrustKeeper, TrustKeeperError};
 
 const BEGIN: &str = "Begin";
 const BEGIN_TIMEOUT: Duration = Duration::from_secs(300);
+/// Largest answer, in bytes: a chunk index with its directory and header.
+const MAX_MESSAGE: usize = 32 * 1024 * 1024;
 /// Most packs that one series may have.
 const MAX_PACKS: usize = 4_000_000;
 
@@ -78,14 +83,20 @@ impl Binding {
     }
 
     /// A client for calls of this attempt.
-    pub fn client(&self) -> BackupClient<tonic::transport::Channel> {
+    pub fn client(&self) -> Client {
         client(&self.connection)
     }
 }
 
+/// A client for `Backup` whose calls belong to the trace of the attempt.
+pub type Client = BackupClient<InterceptedService<Channel, TraceInterceptor>>;
+type TraceInterceptor = fn(tonic::Request<()>) -> Result<tonic::Request<()>, tonic::Status>;
+
 /// A client for `Backup`. Chunk indexes may be larger than tonic's default message.
-pub fn client(connection: &Connection) -> BackupClient<tonic::transport::Channel> {
-    BackupClient::new(connection.channel.clone()).max_decoding_message_size(32 * 1024 * 1024)
+pub fn client(connection: &Connection) -> Client {
+    let interceptor: TraceInterceptor = inject_trace_parent;
+    BackupClient::with_interceptor(connection.channel.clone(), interceptor)
+        .max_decoding_message_size(MAX_MESSAGE)
 }
 
 /// Binds one attempt to whatever session there is.

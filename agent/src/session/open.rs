@@ -18,11 +18,14 @@ use super::error::describe;
 use super::link::Connection;
 use crate::agent::Agent;
 use crate::attempt::Attempts;
+use crate::identity::Identity;
 
 /// How many messages may wait to be sent.
 const OUTGOING: usize = 64;
 /// How long a coordinator may take to say welcome.
 const WELCOME_TIMEOUT: Duration = Duration::from_secs(30);
+/// What TLS says of a certificate that has expired.
+const EXPIRED: &str = "CertificateExpired";
 /// A clock that is further off than this is worth a line in the log.
 const CLOCK_TOLERANCE: Duration = Duration::from_secs(300);
 
@@ -50,10 +53,29 @@ pub async fn open(
     coordinator: &Url,
     number: u64,
 ) -> Result<OpenSession, String> {
-    let mut identity = agent.identity.current();
+    let identity = agent.identity.current();
+    let recover = || async { agent.identity.recover(coordinator).await.map_err(|error| error.to_string()) };
     if identity.not_after <= agent.clock.now() {
-        identity = agent.identity.recover(coordinator).await.map_err(|error| error.to_string())?;
+        let recovered = recover().await?;
+        return open_as(&recovered, agent, attempts, coordinator, number).await;
     }
+    match open_as(&identity, agent, attempts, coordinator, number).await {
+        // This host's clock is late, and the coordinator's counts.
+        Err(error) if error.contains(EXPIRED) => {
+            let recovered = recover().await?;
+            open_as(&recovered, agent, attempts, coordinator, number).await
+        }
+        opened => opened,
+    }
+}
+
+async fn open_as(
+    identity: &Identity,
+    agent: &Agent,
+    attempts: &Attempts,
+    coordinator: &Url,
+    number: u64,
+) -> Result<OpenSession, String> {
     let config =
         tls::client_config(&identity.ca, Some(&identity.tls())).map_err(|error| error.to_string())?;
     let channel = tls::channel(coordinator, config).map_err(|error| error.to_string())?;
