@@ -1,5 +1,6 @@
 //! The independent restorer in Python (`tests/restorer/`) against the golden vectors of storage format 1: it reads what
 //! Sealift writes, knowing only docs/format.md, and refuses what was altered.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test reports by panicking
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
