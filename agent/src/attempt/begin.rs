@@ -136,6 +136,7 @@ impl Bindings {
             {
                 return Ok(binding.clone());
             }
+            let session = connection.number;
             match self.begin(connection).await {
                 Ok(binding) => {
                     let binding = Arc::new(binding);
@@ -143,7 +144,7 @@ impl Bindings {
                     *current = Some(binding.clone());
                     return Ok(binding);
                 }
-                Err(BeginError::Call(status)) => patience.wait(status).await?,
+                Err(BeginError::Call(status)) => patience.wait(status, session).await?,
                 Err(BeginError::Final(error)) => return Err(error),
             }
         }

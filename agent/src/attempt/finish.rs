@@ -122,7 +122,7 @@ impl Writing<'_> {
                         tracing::info!(error = status.message(), "the manifest is written anew");
                         return Ok(Written::Superseded);
                     }
-                    patience.wait(status).await?;
+                    patience.wait(status, connection.number).await?;
                 }
             }
         }

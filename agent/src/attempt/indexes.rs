@@ -80,7 +80,7 @@ async fn read(
         let binding = bindings.current().await?;
         match read_once(&binding, bindings, &mut left, cache, filled).await {
             Ok(()) => return Ok(()),
-            Err(status) => patience.wait(status).await?,
+            Err(status) => patience.wait(status, binding.connection.number).await?,
         }
     }
     Ok(())

@@ -33,14 +33,16 @@ impl Patience {
         Self { operation, backoff, link: agent.link.clone(), failures: 0 }
     }
 
-    /// Waits before the next try.
+    /// Waits before the next try of a call that failed in this session.
     ///
     /// # Errors
     /// [`AttemptError::Call`] where no further try makes sense.
-    pub async fn wait(&mut self, status: tonic::Status) -> Result<(), AttemptError> {
+    pub async fn wait(&mut self, status: tonic::Status, session: u64) -> Result<(), AttemptError> {
         let source = CallError::from(status);
-        self.failures += u32::from(self.link.current().is_some());
-        if !matches!(source, CallError::Away(_)) || self.failures >= MOST_FAILURES {
+        // A call that a new session has overtaken is refused because it is late, not because it is wrong.
+        let same_session = self.link.current().is_some_and(|connection| connection.number == session);
+        self.failures += u32::from(same_session);
+        if same_session && (!matches!(source, CallError::Away(_)) || self.failures >= MOST_FAILURES) {
             return Err(AttemptError::Call { operation: self.operation, source });
         }
         tracing::warn!(error = %source, "cannot {} yet", self.operation);

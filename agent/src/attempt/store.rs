@@ -107,7 +107,9 @@ impl PackStore {
         if tries.written_for != Some(binding.backup()) {
             let signed = match self.authorize(binding, pack).await {
                 Ok(signed) => signed,
-                Err(status) => return tries.coordinator.wait(status).await.map(|()| false),
+                Err(status) => {
+                    return tries.coordinator.wait(status, binding.connection.number).await.map(|()| false);
+                }
             };
             match self.put(&signed, pack).await {
                 Ok(_) => tries.written_for = Some(binding.backup()),
@@ -119,7 +121,7 @@ impl PackStore {
             Err(status) => {
                 // Perhaps it is not there after all: the next try writes it again, and 412 costs little.
                 tries.written_for = None;
-                tries.coordinator.wait(status).await.map(|()| false)
+                tries.coordinator.wait(status, binding.connection.number).await.map(|()| false)
             }
         }
     }
