@@ -199,7 +199,7 @@ async fn while_it_runs_no_secret_shows_and_cancelling_leaves_nothing() {
     let cancel = CancellationToken::new();
     let (outcome, seen) = tokio::join!(bench.run_until("pg", cancel.clone()), async {
         wait_until("pg_dump waits for the lock", || server.sql("shop", locked) != "0").await;
-        let seen = dump_tools_of_this_process();
+        let seen = support::children_of_this_process("pg_dump");
         cancel.cancel();
         seen
     });
@@ -285,22 +285,4 @@ async fn tls_is_checked_as_asked() {
         let error = with(host, &tls).run("pg").await.unwrap_err();
         assert!(matches!(error, SourceError::ToolFailed { .. }), "{error:?}");
     }
-}
-
-/// Process id, arguments and environment of the dump tools that this process has started.
-fn dump_tools_of_this_process() -> Vec<(i32, String, String)> {
-    let own = std::process::id().to_string();
-    let read = |pid: &str, file: &str| {
-        String::from_utf8_lossy(&fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default())
-            .replace('\0', " ")
-    };
-    let entries =
-        fs::read_dir("/proc").unwrap().flatten().map(|e| e.file_name().to_string_lossy().into_owned());
-    let pids = entries.filter(|name| name.parse::<i32>().is_ok());
-    let mine = pids.filter(|pid| {
-        let stat = read(pid, "stat");
-        let parent = stat.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(1).map(str::to_owned));
-        parent.as_deref() == Some(own.as_str()) && stat.contains("(pg_dump)")
-    });
-    mine.map(|pid| (pid.parse().unwrap(), read(&pid, "cmdline"), read(&pid, "environ"))).collect()
 }

@@ -144,16 +144,33 @@ impl SecretRef {
     }
 }
 
+/// Refuses a file with credentials that group or others may read.
+///
+/// # Errors
+/// [`ConfigError::Secret`] where they may, or where the file is not there.
+pub fn require_private(path: &Path) -> Result<(), ConfigError> {
+    let fail = |problem| ConfigError::Secret { origin: format!("file:{}", path.display()), problem };
+    let metadata = path.metadata().map_err(|e| fail(format!("cannot look at it: {e}")))?;
+    check_private(path, metadata.mode()).map_err(fail)
+}
+
+fn check_private(path: &Path, mode: u32) -> Result<(), String> {
+    let mode = mode & 0o7777;
+    if mode & 0o077 != 0 {
+        return Err(format!("others may read it (mode {mode:04o}): run `chmod 0600 {}`", path.display()));
+    }
+    Ok(())
+}
+
 /// Reads a secret; `private`: refuses what group or others may read (systemd guards its credentials itself).
 fn read_secret(path: &Path, private: bool) -> Result<Secret<String>, String> {
     let file = File::open(path).map_err(|e| format!("cannot open {}: {e}", path.display()))?;
     let metadata = file.metadata().map_err(|e| format!("cannot read {}: {e}", path.display()))?;
-    let mode = metadata.mode() & 0o7777;
     if !metadata.is_file() {
         return Err(format!("{} is not a file", path.display()));
     }
-    if private && mode & 0o077 != 0 {
-        return Err(format!("others may read it (mode {mode:04o}): run `chmod 0600 {}`", path.display()));
+    if private {
+        check_private(path, metadata.mode())?;
     }
     if metadata.len() > MAX_SECRET {
         return Err(format!("{} is longer than {MAX_SECRET} bytes", path.display()));

@@ -11,6 +11,7 @@ pub mod command;
 mod database;
 pub mod directory;
 mod error;
+pub mod mysql;
 pub mod postgres;
 pub mod priority;
 pub mod process;
@@ -18,6 +19,7 @@ mod sink;
 mod temp;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -36,6 +38,14 @@ use crate::config::{self, Config, SourceKind};
 pub const EVENTS_AHEAD: usize = 8;
 /// Largest piece of data in one event, in bytes.
 pub const MAX_DATA: usize = 1024 * 1024;
+
+/// Where distributions keep the CAs that the system trusts.
+const SYSTEM_CAS: [&str; 4] = [
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+];
 
 /// What a stream is, as the manifest records it (docs/format.md, Manifest).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -158,6 +168,7 @@ pub async fn run(
     let sink = Sink::new(out, cancel);
     match &source.kind {
         SourceKind::Postgres(postgres) => postgres::run(source, postgres, env, &sink).await,
+        SourceKind::Mysql(mysql) => mysql::run(source, mysql, env, &sink).await,
         SourceKind::Directory(directory) => directory::run(directory, env, &sink).await,
         SourceKind::Command(command) => command::run(command, env, &sink).await,
         _ => Err(not_yet(source)),
@@ -168,11 +179,19 @@ pub async fn run(
 pub async fn test(source: &config::Source, env: &SourceEnv, cancel: CancellationToken) -> SourceCheck {
     let checked = match &source.kind {
         SourceKind::Postgres(postgres) => postgres::test(source, postgres, env, &cancel).await,
+        SourceKind::Mysql(mysql) => mysql::test(source, mysql, env, &cancel).await,
         SourceKind::Directory(directory) => directory::test(directory),
         SourceKind::Command(command) => command::test(command, env),
         _ => Err(not_yet(source)),
     };
     checked.unwrap_or_else(|error| SourceCheck { detail: whole_chain(&error), ..SourceCheck::default() })
+}
+
+/// The CAs that this system trusts, where a mode wants one: neither libpq before version 16 nor MariaDB's client finds
+/// them by itself.
+fn system_ca(mode: config::source::TlsMode) -> Option<&'static Path> {
+    let mut known = SYSTEM_CAS.iter().map(Path::new);
+    if mode.verifies() { known.find(|path| path.is_file()) } else { None }
 }
 
 /// An error with its causes, on one line.

@@ -10,6 +10,7 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use bytes::Bytes;
 use sealift_common::secret::Secret;
 use tempfile::NamedTempFile;
 use tokio_util::sync::CancellationToken;
@@ -18,17 +19,10 @@ use super::database::{choose, rows, sql_head, stream_name};
 use super::error::SourceError;
 use super::process::{Tool, find_program};
 use super::sink::Sink;
-use super::{SourceCheck, SourceEnv, SourceSummary};
+use super::{MAX_DATA, SourceCheck, SourceEnv, SourceSummary, system_ca};
 use crate::config;
-use crate::config::source::{Host, Postgres, TlsMode};
+use crate::config::source::{Host, Postgres};
 
-/// Where distributions keep the CAs that the system trusts.
-const SYSTEM_CAS: [&str; 4] = [
-    "/etc/ssl/certs/ca-certificates.crt",
-    "/etc/pki/tls/certs/ca-bundle.crt",
-    "/etc/ssl/ca-bundle.pem",
-    "/etc/ssl/cert.pem",
-];
 /// Version, its number (150004), and whether the role may read password hashes.
 const SERVER_QUERY: &str = "SELECT current_setting('server_version'), current_setting('server_version_num'), \
      has_table_privilege('pg_catalog.pg_authid', 'SELECT')::int";
@@ -81,7 +75,9 @@ async fn dump_database(server: &Server<'_>, database: &Database, sink: &Sink) ->
     let create = database_statements(&String::from_utf8_lossy(&create));
     let name = || [("database", database.name.clone())];
     sink.begin(sql_head(stream_name(&database.name, ".create.sql"), name())).await?;
-    sink.data(create.into_bytes().into()).await?;
+    for piece in create.as_bytes().chunks(MAX_DATA) {
+        sink.data(Bytes::copy_from_slice(piece)).await?;
+    }
     sink.end(false).await?;
 
     let properties = [
@@ -301,12 +297,6 @@ impl Connection {
             None => tool,
         }
     }
-}
-
-/// libpq has no notion of the system's CAs before version 16.
-fn system_ca(mode: TlsMode) -> Option<&'static Path> {
-    let mut known = SYSTEM_CAS.iter().map(Path::new);
-    if mode.verifies() { known.find(|path| path.is_file()) } else { None }
 }
 
 fn password_file(password: &Secret<String>, env: &SourceEnv) -> Result<NamedTempFile, SourceError> {

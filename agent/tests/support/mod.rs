@@ -178,3 +178,21 @@ pub fn is_alive(pid: i32) -> bool {
 pub fn attributes(head: &StreamHead) -> BTreeMap<&str, &str> {
     head.attributes.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect()
 }
+
+/// Process id, arguments and environment of the children of this process whose name contains `name`.
+pub fn children_of_this_process(name: &str) -> Vec<(i32, String, String)> {
+    let own = std::process::id().to_string();
+    let read = |pid: &str, file: &str| {
+        String::from_utf8_lossy(&fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default())
+            .replace('\0', " ")
+    };
+    let entries =
+        fs::read_dir("/proc").unwrap().flatten().map(|e| e.file_name().to_string_lossy().into_owned());
+    let mine = entries.filter(|pid| pid.parse::<i32>().is_ok()).filter(|pid| {
+        let stat = read(pid, "stat");
+        stat.rsplit_once(") ").is_some_and(|(before, rest)| {
+            before.contains(name) && rest.split(' ').nth(1) == Some(own.as_str())
+        })
+    });
+    mine.map(|pid| (pid.parse().unwrap(), read(&pid, "cmdline"), read(&pid, "environ"))).collect()
+}

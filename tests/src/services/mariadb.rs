@@ -169,7 +169,8 @@ fn init(scratch: &Scratch) {
         "--skip-name-resolve",
         "--innodb-log-file-size=16M",
     ]);
-    install.current_dir("/").stdout(Stdio::null());
+    // A starting server removes the temporary tables of others from a shared directory.
+    install.env("TMPDIR", scratch.path()).current_dir("/").stdout(Stdio::null());
     run(install);
 }
 
@@ -194,7 +195,7 @@ fn serve(scratch: &Scratch, port: u16, options: &MariaDbOptions) -> Option<Proce
         "--innodb-buffer-pool-size=64M",
     ]);
     command.args(["--innodb-log-file-size=16M", "--character-set-server=utf8mb4"]);
-    command.args(&options.arguments).current_dir("/");
+    command.args(&options.arguments).env("TMPDIR", scratch.path()).current_dir("/");
     let mut process = Process::start("mariadbd", command, &scratch.join("log"));
     let ready = || {
         if process.exited().is_some() {
