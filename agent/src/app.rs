@@ -32,6 +32,8 @@ use crate::{check, service, session};
 
 /// How long attempts may take to end and to be reported when the agent is stopped.
 const STOP_GRACE: Duration = Duration::from_secs(60);
+/// How long threads may take to end after that.
+const SHUTDOWN: Duration = Duration::from_secs(5);
 /// Threads of the runtime: it only waits for networks; the work is done by the pipeline's own threads.
 const RUNTIME_THREADS: usize = 2;
 /// Largest token file, in bytes.
@@ -187,7 +189,8 @@ fn run_agent(path: &Path) -> Result<ExitCode, Failed> {
     let (config, environment) = load(path)?;
     // Before any other thread starts: threads inherit the priority.
     let lowered = lower_this_thread(&config.process);
-    runtime()?.block_on(async {
+    let runtime = runtime()?;
+    let served = runtime.block_on(async {
         let _telemetry = telemetry::init(&telemetry_settings(&config))?;
         if let Err(error) = lowered {
             tracing::warn!(%error, "cannot lower the priority");
@@ -196,12 +199,19 @@ fn run_agent(path: &Path) -> Result<ExitCode, Failed> {
             tracing::warn!("{warning}");
         }
         serve(path, config, environment).await
-    })
+    });
+    // A thread that still reads a slow disk must not keep the process.
+    runtime.shutdown_timeout(SHUTDOWN);
+    served
 }
 
 fn telemetry_settings(config: &Config) -> telemetry::Settings {
     let log = match &config.log.file {
-        Some(path) => LogTarget::File(path.as_path().to_owned()),
+        Some(path) => LogTarget::BoundedFile {
+            path: path.as_path().to_owned(),
+            max_bytes: usize::try_from(config.log.max_size.0).unwrap_or(usize::MAX),
+            kept: config.log.keep.into(),
+        },
         None if std::io::stderr().is_terminal() => LogTarget::Stderr,
         None => LogTarget::StderrJson,
     };

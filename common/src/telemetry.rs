@@ -52,6 +52,15 @@ pub enum LogTarget {
     StderrJson,
     /// JSON lines in a file, 0640, rotated and bounded; warnings and errors on standard error as well.
     File(PathBuf),
+    /// The same with bounds of one's own.
+    BoundedFile {
+        /// The file.
+        path: PathBuf,
+        /// A file that has grown to this many bytes is rotated.
+        max_bytes: usize,
+        /// How many rotated files are kept.
+        kept: usize,
+    },
 }
 
 /// Why telemetry could not be started.
@@ -116,11 +125,18 @@ pub fn init(settings: &Settings) -> Result<Guard, TelemetryError> {
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none());
     let mut layers = Vec::new();
-    match &settings.log {
-        LogTarget::Stderr => layers.push(stderr.with_filter(filter()?).boxed()),
-        LogTarget::StderrJson => layers.push(stderr.json().with_ansi(false).with_filter(filter()?).boxed()),
-        LogTarget::File(path) => {
-            let file = std::sync::Mutex::new(rotated(path)?);
+    let file = match &settings.log {
+        LogTarget::Stderr | LogTarget::StderrJson => None,
+        LogTarget::File(path) => Some(rotated(path, LOG_FILE_BYTES, LOG_FILES_KEPT)?),
+        LogTarget::BoundedFile { path, max_bytes, kept } => Some(rotated(path, *max_bytes, *kept)?),
+    };
+    match (&settings.log, file) {
+        (LogTarget::StderrJson, _) => {
+            layers.push(stderr.json().with_ansi(false).with_filter(filter()?).boxed());
+        }
+        (_, None) => layers.push(stderr.with_filter(filter()?).boxed()),
+        (_, Some(file)) => {
+            let file = std::sync::Mutex::new(file);
             layers.push(
                 tracing_subscriber::fmt::layer().json().with_writer(file).with_filter(filter()?).boxed(),
             );
@@ -137,7 +153,7 @@ pub fn init(settings: &Settings) -> Result<Guard, TelemetryError> {
     Ok(Guard(provider))
 }
 
-fn rotated(path: &Path) -> Result<FileRotate<AppendCount>, TelemetryError> {
+fn rotated(path: &Path, max_bytes: usize, kept: usize) -> Result<FileRotate<AppendCount>, TelemetryError> {
     let failed = |source| TelemetryError::File { path: path.to_owned(), source };
     let mut options = std::fs::OpenOptions::new();
     options.read(true).append(true).create(true).mode(0o640);
@@ -145,8 +161,8 @@ fn rotated(path: &Path) -> Result<FileRotate<AppendCount>, TelemetryError> {
     options.open(path).map_err(failed)?;
     Ok(FileRotate::new(
         path,
-        AppendCount::new(LOG_FILES_KEPT),
-        ContentLimit::BytesSurpassed(LOG_FILE_BYTES),
+        AppendCount::new(kept),
+        ContentLimit::BytesSurpassed(max_bytes),
         Compression::None,
         Some(options),
     ))
@@ -219,7 +235,7 @@ mod tests {
         use std::os::unix::fs::PermissionsExt;
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("agent.log");
-        rotated(&path).unwrap();
+        rotated(&path, 1000, 1).unwrap();
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o640);
         let error = rotated(&dir.path().join("no/such/agent.log")).err().unwrap();
         assert!(error.to_string().contains("no/such/agent.log"));

@@ -32,7 +32,7 @@ pub enum AttemptError {
         previous_raw_bytes: u64,
     },
     /// The coordinator refused a call, or stayed away too long.
-    #[error("cannot {operation}: {source}")]
+    #[error("cannot {operation}")]
     Call {
         /// What was asked for.
         operation: &'static str,

@@ -21,7 +21,7 @@ const ADVICE: &str = "remove it: the policy is then checked against the root key
 #[derive(Debug, thiserror::Error)]
 pub enum TrustKeeperError {
     /// It is not to be believed.
-    #[error("the coordinator's trust policy is refused: {0}")]
+    #[error("the coordinator's trust policy is refused")]
     Refused(#[from] TrustError),
     /// The coordinator wants another version used than the one it proved.
     #[error("the coordinator names version {named} of the trust policy, but proved version {proved}")]
