@@ -11,11 +11,13 @@ pub mod command;
 mod database;
 pub mod directory;
 mod error;
+mod locks;
 pub mod mysql;
 pub mod postgres;
 pub mod priority;
 pub mod process;
 mod sink;
+pub mod sqlite;
 mod temp;
 
 use std::collections::BTreeMap;
@@ -169,9 +171,9 @@ pub async fn run(
     match &source.kind {
         SourceKind::Postgres(postgres) => postgres::run(source, postgres, env, &sink).await,
         SourceKind::Mysql(mysql) => mysql::run(source, mysql, env, &sink).await,
+        SourceKind::Sqlite(sqlite) => sqlite::run(sqlite, env, &sink).await,
         SourceKind::Directory(directory) => directory::run(directory, env, &sink).await,
         SourceKind::Command(command) => command::run(command, env, &sink).await,
-        _ => Err(not_yet(source)),
     }
 }
 
@@ -180,9 +182,9 @@ pub async fn test(source: &config::Source, env: &SourceEnv, cancel: Cancellation
     let checked = match &source.kind {
         SourceKind::Postgres(postgres) => postgres::test(source, postgres, env, &cancel).await,
         SourceKind::Mysql(mysql) => mysql::test(source, mysql, env, &cancel).await,
+        SourceKind::Sqlite(sqlite) => sqlite::test(sqlite, env, &cancel).await,
         SourceKind::Directory(directory) => directory::test(directory),
         SourceKind::Command(command) => command::test(command, env),
-        _ => Err(not_yet(source)),
     };
     checked.unwrap_or_else(|error| SourceCheck { detail: whole_chain(&error), ..SourceCheck::default() })
 }
@@ -203,11 +205,4 @@ pub fn whole_chain(error: &dyn std::error::Error) -> String {
         cause = error.source();
     }
     text
-}
-
-fn not_yet(source: &config::Source) -> SourceError {
-    SourceError::Unusable {
-        item: source.name.to_string(),
-        problem: "has a kind that is still being built".to_owned(),
-    }
 }

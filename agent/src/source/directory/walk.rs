@@ -17,6 +17,7 @@ use super::content::{SMALL, copy_large, read_small, size};
 use super::tar::{Header, Type};
 use crate::config::source::Directory;
 use crate::source::error::SourceError;
+use crate::source::locks;
 
 /// Largest extended attribute and list of attributes, in bytes (Linux's own limits).
 const MAX_ATTRIBUTE: usize = 64 * 1024;
@@ -206,11 +207,10 @@ impl<'a> Walk<'a> {
             self.archive.warn(path, "was replaced while it was opened")?;
             return Ok(None);
         }
-        let attributes = self.attributes(file.as_fd(), path)?;
-        let item = Item { attributes, ..Item::new(path, &stat, Type::File) };
-        if size(&stat) > SMALL {
-            self.add_large(file.as_fd(), item)?;
-        } else if let Err(errno) = self.add_small(file.as_fd(), item)? {
+        let added = self.add_file(file.as_fd(), path, &stat);
+        // Not by dropping it: a SQLite source may hold a lock on this very file.
+        locks::close(file, (stat.st_dev, stat.st_ino));
+        if let Err(errno) = added? {
             return self.unreadable(path, errno);
         }
         if stat.st_nlink > 1 {
@@ -229,6 +229,18 @@ impl<'a> Walk<'a> {
             return Some(link.first_path.clone());
         }
         self.links.remove(&inode).map(|link| link.first_path)
+    }
+
+    /// The inner error is the file's, the outer one the backup's.
+    fn add_file(
+        &mut self,
+        file: BorrowedFd<'_>,
+        path: &[u8],
+        stat: &Stat,
+    ) -> Result<Result<(), Errno>, SourceError> {
+        let attributes = self.attributes(file, path)?;
+        let item = Item { attributes, ..Item::new(path, stat, Type::File) };
+        if size(stat) > SMALL { self.add_large(file, item).map(Ok) } else { self.add_small(file, item) }
     }
 
     fn add_large(&mut self, file: BorrowedFd<'_>, item: Item<'_>) -> Result<(), SourceError> {
