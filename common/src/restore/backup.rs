@@ -93,6 +93,13 @@ impl SignedBackup {
         self.standing
     }
 
+    /// With these `slots/` objects, for recipients that were added later.
+    #[must_use]
+    pub fn with_slots(mut self, slots: Vec<ObjectName>) -> Self {
+        self.slots = slots;
+        self
+    }
+
     /// Checks against what somebody else has seen, where only this manifest is at hand.
     ///
     /// # Errors

@@ -5,25 +5,25 @@
 //! GETs, and hands handles of frames, in order, through a bounded channel. GETs run on the async threads, decryption and
 //! decompression on blocking ones. The reader at the other end waits for each handle in turn: order costs no copying.
 
-use std::collections::{BTreeMap, HashSet, VecDeque};
+mod planner;
+
+use std::collections::{BTreeMap, HashMap};
 use std::io::{self, Read};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use futures::FutureExt;
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
+use self::planner::Planner;
 use super::cache::{Pending, PendingCache, start};
 use super::keys::KeyCache;
-use super::plan::{Fetch, FrameUse, coalesce, frames_of};
 use super::{ObjectSource, RestoreError};
-use crate::format::extent::{Extent, ExtentMap};
 use crate::format::frame::FrameDecompressor;
 use crate::format::manifest::{Content, ManifestPublic, PackRef};
-use crate::format::pack::{OpenPack, PackError, PackProblem, PackTail};
+use crate::format::pack::{OpenPack, PackError, PackMeta, PackProblem, PackTail};
 
 /// Decoded frames that are kept, in bytes: 384 frames of the usual size.
 pub const FRAME_CACHE_BYTES: usize = 96 << 20;
@@ -33,8 +33,6 @@ const PACK_CACHE: usize = 2_048;
 const FRAME_GETS: usize = 8;
 /// GETs of pack tails at a time.
 const TAIL_GETS: usize = 8;
-/// Extents whose packs are opened ahead of their turn.
-const EXTENTS_AHEAD: usize = 64;
 /// A batch is handed on when it has so many frames to fetch, …
 const BATCH_FRAMES: usize = 48;
 /// … so many frames to hand on, …
@@ -60,7 +58,7 @@ pub struct Engine {
     content: Arc<Content>,
     keys: KeyCache,
     counters: Arc<Counters>,
-    opened: PendingCache<u32, Arc<OpenPack>>,
+    opened: PendingCache<u32, Arc<Pack>>,
     frames: PendingCache<(u32, usize), Bytes>,
     frame_gets: Arc<Semaphore>,
     tail_gets: Arc<Semaphore>,
@@ -75,19 +73,32 @@ impl std::fmt::Debug for Engine {
     }
 }
 
-/// A part of a frame that is on its way.
-struct Segment {
-    frame: Pending<Bytes>,
-    bytes: Range<usize>,
+/// A pack that was opened, and what it takes to check it as a whole.
+struct Pack {
+    open: OpenPack,
+    meta: PackMeta,
+    suffix: Bytes,
 }
 
-/// Frames that a batch has to fetch, by pack: number and who waits for it.
-type Missing = BTreeMap<u32, (Arc<OpenPack>, Vec<(usize, oneshot::Sender<Result<Bytes, RestoreError>>)>)>;
+/// What comes next in a stream.
+enum Segment {
+    /// A part of a frame that is on its way.
+    Frame(Pending<Bytes>, Range<usize>),
+    /// A whole pack was read: whether it hashes to its name.
+    Whole(Pending<()>),
+}
 
+type Taker = oneshot::Sender<Result<Bytes, RestoreError>>;
+
+/// Frames of a pack to fetch: number and who waits for it.
+type Takers = Vec<(usize, Taker)>;
+
+/// What is handed on together.
 #[derive(Default)]
 struct Batch {
     segments: Vec<Segment>,
-    missing: Missing,
+    /// Frames to fetch, by pack.
+    missing: BTreeMap<u32, (Arc<Pack>, Takers)>,
     missing_frames: usize,
     missing_raw: usize,
 }
@@ -133,13 +144,8 @@ impl Engine {
     pub fn read(self: &Arc<Self>, stream: usize, ranges: Vec<Range<u64>>) -> StreamReader {
         let (tx, rx) = mpsc::channel(BATCHES_AHEAD);
         let left = ranges.iter().map(|range| range.end.saturating_sub(range.start)).sum();
-        let engine = self.clone();
-        tokio::spawn(async move {
-            if let Err(error) = engine.produce(stream, &ranges, &tx).await {
-                // The reader is gone where this fails: then nobody wants to know.
-                let _ = tx.send(Err(error)).await;
-            }
-        });
+        let planner = Planner { engine: self.clone(), tx, batch: Batch::default(), needs: HashMap::new() };
+        tokio::spawn(planner.run(stream, ranges));
         StreamReader {
             rx,
             batch: Vec::new().into_iter(),
@@ -154,101 +160,9 @@ impl Engine {
         self.pack(pack).await.map(drop)
     }
 
-    async fn produce(
-        self: &Arc<Self>,
-        stream: usize,
-        ranges: &[Range<u64>],
-        tx: &mpsc::Sender<Result<Vec<Segment>, RestoreError>>,
-    ) -> Result<(), RestoreError> {
-        let content = self.content.clone();
-        let Some(stream) = content.streams.get(stream) else { return Ok(()) };
-        let map = ExtentMap::new(&stream.extents);
-        let located = |range: &Range<u64>| map.locate(range.start, range.end.saturating_sub(range.start));
-        self.announce(ranges.iter().filter_map(located).flatten());
-        let mut extents = ranges.iter().filter_map(located).flatten();
-        let mut ahead = VecDeque::new();
-        let mut batch = Batch::default();
-        loop {
-            while ahead.len() < EXTENTS_AHEAD {
-                let Some(extent) = extents.next() else { break };
-                ahead.push_back((extent, self.pack(extent.pack)));
-            }
-            let Some((extent, pack)) = ahead.pop_front() else { break };
-            let pack = pack.await?;
-            for wanted in self.place(&extent, &pack)? {
-                self.add(&mut batch, extent.pack, &pack, wanted);
-                if batch.is_full() && !self.dispatch(std::mem::take(&mut batch), tx).await {
-                    return Ok(());
-                }
-            }
-        }
-        self.dispatch(batch, tx).await;
-        Ok(())
-    }
-
-    fn announce(&self, extents: impl Iterator<Item = Extent>) {
-        let mut seen = HashSet::new();
-        let fresh = extents.filter(|extent| seen.insert(extent.pack));
-        let packs = fresh.filter_map(|extent| self.public.packs.get(extent.pack as usize));
-        let names: Vec<_> = packs.map(|pack| pack.meta.name(self.public.owner.series)).collect();
-        self.source.announce(&names);
-    }
-
-    fn place(&self, extent: &Extent, pack: &OpenPack) -> Result<Vec<FrameUse>, RestoreError> {
-        frames_of(extent, pack.frames()).ok_or_else(|| RestoreError::Pack {
-            object: pack.name().to_string(),
-            problem: "the manifest refers to more than it holds".to_owned(),
-        })
-    }
-
-    fn add(&self, batch: &mut Batch, number: u32, pack: &Arc<OpenPack>, wanted: FrameUse) {
-        let key = (number, wanted.frame);
-        let frame = self.frames.get(&key).unwrap_or_else(|| {
-            let (tx, rx) = oneshot::channel();
-            let frame = async move { rx.await.unwrap_or(Err(RestoreError::Cancelled)) }.boxed().shared();
-            let raw_len = pack.frames().get(wanted.frame).map_or(0, |info| info.raw_len as usize);
-            self.frames.put(key, frame.clone(), raw_len);
-            batch
-                .missing
-                .entry(number)
-                .or_insert_with(|| (pack.clone(), Vec::new()))
-                .1
-                .push((wanted.frame, tx));
-            batch.missing_frames += 1;
-            batch.missing_raw += raw_len;
-            frame
-        });
-        batch.segments.push(Segment { frame, bytes: wanted.bytes });
-    }
-
-    /// Starts the GETs of a batch and hands its segments on; `false` where nobody reads any more.
-    async fn dispatch(
-        self: &Arc<Self>,
-        batch: Batch,
-        tx: &mpsc::Sender<Result<Vec<Segment>, RestoreError>>,
-    ) -> bool {
-        for (number, (pack, mut frames)) in batch.missing {
-            frames.sort_unstable_by_key(|(frame, _)| *frame);
-            let wanted: Vec<usize> = frames.iter().map(|(frame, _)| *frame).collect();
-            let mut waiting = frames.into_iter();
-            for fetch in coalesce(&wanted, pack.frames()) {
-                let takers: Vec<_> = waiting.by_ref().take(fetch.frames.len()).collect();
-                let (engine, pack) = (self.clone(), pack.clone());
-                tokio::spawn(async move { engine.fetch(number, &pack, fetch, takers).await });
-            }
-        }
-        tx.send(Ok(batch.segments)).await.is_ok()
-    }
-
-    /// One GET, and the frames in it.
-    async fn fetch(
-        self: Arc<Self>,
-        number: u32,
-        pack: &Arc<OpenPack>,
-        fetch: Fetch,
-        takers: Vec<(usize, oneshot::Sender<Result<Bytes, RestoreError>>)>,
-    ) {
-        let stored = match self.get(number, fetch.range.clone(), &self.frame_gets).await {
+    /// Decodes the frames of one GET, each for whoever waits for it.
+    async fn hand_out(self: Arc<Self>, pack: Arc<Pack>, start: u64, stored: Pending<Bytes>, takers: Takers) {
+        let stored = match stored.await {
             Ok(stored) => stored,
             Err(error) => {
                 takers.into_iter().for_each(|(_, taker)| drop(taker.send(Err(error.clone()))));
@@ -256,14 +170,14 @@ impl Engine {
             }
         };
         for (frame, taker) in takers {
-            let Some(place) = pack.frames().get(frame) else { continue };
-            let from = usize::try_from(place.offset - fetch.range.start).unwrap_or(usize::MAX);
+            let Some(place) = pack.open.frames().get(frame) else { continue };
+            let from = usize::try_from(place.offset - start).unwrap_or(usize::MAX);
             let sealed = stored.slice(from..from + place.stored_len as usize);
             let (engine, pack) = (self.clone(), pack.clone());
             // Closes only with the engine.
             let Ok(permit) = self.workers.clone().acquire_owned().await else { return };
             tokio::task::spawn_blocking(move || {
-                let _ = taker.send(engine.decode(&pack, frame, &sealed));
+                let _ = taker.send(engine.decode(&pack.open, frame, &sealed));
                 drop(permit);
             });
         }
@@ -282,7 +196,7 @@ impl Engine {
     }
 
     /// The opened pack with this position in the manifest.
-    fn pack(self: &Arc<Self>, number: u32) -> Pending<Arc<OpenPack>> {
+    fn pack(self: &Arc<Self>, number: u32) -> Pending<Arc<Pack>> {
         if let Some(pack) = self.opened.get(&number) {
             return pack;
         }
@@ -293,7 +207,7 @@ impl Engine {
     }
 
     /// Suffix GET, lengths, `meta_sha256`, slot, commitment, directory: in this order.
-    async fn open(self: Arc<Self>, number: u32) -> Result<Arc<OpenPack>, RestoreError> {
+    async fn open(self: Arc<Self>, number: u32) -> Result<Arc<Pack>, RestoreError> {
         let pack = self.pack_ref(number)?;
         let from = pack.meta.size.saturating_sub(pack.meta.suffix_len());
         let suffix = self.get(number, from..pack.meta.size, &self.tail_gets).await?;
@@ -311,7 +225,14 @@ impl Engine {
                 },
             )
             .await?;
-        tail.open(&key).map(Arc::new).map_err(|error| pack_error(&error))
+        let open = tail.open(&key).map_err(|error| pack_error(&error))?;
+        Ok(Arc::new(Pack { open, meta: pack.meta, suffix }))
+    }
+
+    /// Starts a GET of stored bytes that hold frames.
+    fn get_stored(self: &Arc<Self>, number: u32, range: Range<u64>) -> Pending<Bytes> {
+        let engine = self.clone();
+        start(async move { engine.get(number, range, &engine.frame_gets).await })
     }
 
     async fn get(&self, number: u32, range: Range<u64>, gets: &Semaphore) -> Result<Bytes, RestoreError> {
@@ -372,7 +293,13 @@ impl StreamReader {
                 return None;
             }
             if let Some(segment) = self.batch.next() {
-                let result = segment.frame.await.map(|frame| frame.slice(segment.bytes));
+                let result = match segment {
+                    Segment::Frame(frame, bytes) => frame.await.map(|frame| frame.slice(bytes)),
+                    Segment::Whole(check) => match check.await {
+                        Ok(()) => continue,
+                        Err(error) => Err(error),
+                    },
+                };
                 match &result {
                     Ok(bytes) => {
                         self.left = self.left.saturating_sub(bytes.len() as u64);

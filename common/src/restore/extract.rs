@@ -25,6 +25,8 @@ use super::RestoreError;
 use super::tar::{Member, MemberKind};
 
 const COPY_BUFFER: usize = 256 * 1024;
+/// Runs of zeros of this length, aligned to it, become holes: archives hold sparse files with their zeros written out.
+const HOLE: usize = 64 * 1024;
 const DIR_FLAGS: OFlag =
     OFlag::O_DIRECTORY.union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC).union(OFlag::O_RDONLY);
 
@@ -64,6 +66,11 @@ impl SafePath {
     /// Whether this is `other` or lies below it.
     pub fn is_within(&self, other: &Self) -> bool {
         self.0.starts_with(&other.0)
+    }
+
+    /// How many components it has.
+    pub fn depth(&self) -> usize {
+        self.0.len()
     }
 
     /// The path as bytes.
@@ -262,10 +269,9 @@ impl Extractor {
         let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let fd = openat(parent.as_fd(), temp.name(), flags, Mode::S_IRUSR | Mode::S_IWUSR);
         let mut file = File::from(fd.map_err(|errno| RestoreError::write(shown, errno))?);
-        let hash = match &member.segments {
-            None => copy(data, &mut file, member.size, &mut self.buffer, shown)?,
-            Some(segments) => copy_sparse(data, &mut file, segments, member.size, &mut self.buffer, shown)?,
-        };
+        let whole = [(0, member.size)];
+        let segments = member.segments.as_deref().unwrap_or(&whole);
+        let hash = copy(data, &mut file, segments, member.size, &mut self.buffer, shown)?;
         check(hash)?;
         self.metadata(&file, shown, member)?;
         temp.rename(name, shown)
@@ -426,18 +432,6 @@ impl Drop for Temp<'_> {
 fn copy(
     data: &mut dyn Read,
     file: &mut File,
-    size: u64,
-    buffer: &mut [u8],
-    shown: &Path,
-) -> Result<blake3::Hash, RestoreError> {
-    let mut hasher = blake3::Hasher::new();
-    copy_segment(data, file, size, buffer, &mut hasher, shown)?;
-    Ok(hasher.finalize())
-}
-
-fn copy_sparse(
-    data: &mut dyn Read,
-    file: &mut File,
     segments: &[(u64, u64)],
     size: u64,
     buffer: &mut [u8],
@@ -467,13 +461,27 @@ fn copy_segment(
     let mut left = len;
     while left > 0 {
         let room = usize::try_from(left).unwrap_or(usize::MAX).min(buffer.len());
-        let n = data.read(&mut buffer[..room]).map_err(|error| read_failed(error, shown))?;
-        if n == 0 {
-            return Err(read_failed(io::ErrorKind::UnexpectedEof.into(), shown));
+        let mut filled = 0;
+        while filled < room {
+            match data.read(&mut buffer[filled..room]).map_err(|error| read_failed(error, shown))? {
+                0 => return Err(read_failed(io::ErrorKind::UnexpectedEof.into(), shown)),
+                n => filled += n,
+            }
         }
-        hasher.update(&buffer[..n]);
-        file.write_all(&buffer[..n]).map_err(|e| RestoreError::write(shown, e))?;
-        left -= n as u64;
+        hasher.update(&buffer[..room]);
+        write_with_holes(file, &buffer[..room]).map_err(|e| RestoreError::write(shown, e))?;
+        left -= room as u64;
+    }
+    Ok(())
+}
+
+fn write_with_holes(file: &mut File, bytes: &[u8]) -> io::Result<()> {
+    for piece in bytes.chunks(HOLE) {
+        if piece.len() == HOLE && piece.iter().all(|byte| *byte == 0) {
+            file.seek(SeekFrom::Current(i64::try_from(HOLE).unwrap_or(0)))?;
+        } else {
+            file.write_all(piece)?;
+        }
     }
     Ok(())
 }

@@ -62,6 +62,26 @@ pub const MAX_GAP: u64 = 128 * 1024;
 /// Most bytes of one GET: more of them in parallel beat one that is longer.
 pub const MAX_FETCH: u64 = 4 * 1024 * 1024;
 
+/// GETs for everything from `from` to the end of the last wanted frame, none left out, cut between frames.
+pub fn contiguous(from: u64, wanted: &[usize], frames: &[FrameInfo]) -> Vec<Fetch> {
+    let Some(last) = wanted.last().copied() else { return Vec::new() };
+    let first = frames.partition_point(|frame| frame.offset < from);
+    let mut out: Vec<Fetch> = Vec::new();
+    let mut start = from;
+    for (number, frame) in frames.iter().enumerate().take(last + 1).skip(first) {
+        let end = frame.offset + u64::from(frame.stored_len);
+        match out.last_mut() {
+            Some(fetch) if end - fetch.range.start <= MAX_FETCH => fetch.range.end = end,
+            _ => out.push(Fetch { range: start..end, frames: Vec::new() }),
+        }
+        start = end;
+        if let Some(fetch) = out.last_mut().filter(|_| wanted.binary_search(&number).is_ok()) {
+            fetch.frames.push(number);
+        }
+    }
+    out
+}
+
 /// Joins wanted frames of one pack into few GETs. `wanted` is sorted and without repetitions.
 pub fn coalesce(wanted: &[usize], frames: &[FrameInfo]) -> Vec<Fetch> {
     let mut out: Vec<Fetch> = Vec::new();
@@ -134,6 +154,19 @@ mod tests {
         let fetches = coalesce(&(0..10).collect::<Vec<_>>(), &long);
         assert!(fetches.iter().all(|f| f.range.end - f.range.start <= MAX_FETCH));
         assert_eq!(fetches.len(), 3);
+    }
+
+    #[test]
+    fn a_pack_that_is_read_whole_is_read_without_gaps() {
+        let frames = pack(&[(1024 * 1024, 1); 10]);
+        let fetches = contiguous(0, &[1, 5, 6], &frames);
+        assert_eq!(fetches.first().map(|f| f.range.start), Some(0), "the magic too");
+        assert_eq!(fetches.last().map(|f| f.range.end), Some(8 + 7 * 1024 * 1024));
+        assert!(fetches.windows(2).all(|pair| pair[0].range.end == pair[1].range.start));
+        assert_eq!(fetches.iter().flat_map(|f| f.frames.clone()).collect::<Vec<_>>(), [1, 5, 6]);
+        let rest = contiguous(8 + 7 * 1024 * 1024, &[8], &frames);
+        assert_eq!(rest.first().map(|f| f.range.start), Some(8 + 7 * 1024 * 1024));
+        assert_eq!(contiguous(0, &[], &frames), []);
     }
 
     #[test]
