@@ -11,7 +11,9 @@ use crate::context::Context;
 use crate::coordinator::Coordinator;
 use crate::error::{Error, Exit, Result, because, chain};
 use crate::ui::{Format, Ui};
-use crate::{agent, audit, backup, completion, context, keys, run, source, status, token, trust};
+use crate::{
+    agent, audit, backup, browse, completion, context, keys, restore, run, source, status, token, trust,
+};
 
 /// Back up a fleet of hosts into S3, and get it back.
 #[derive(Debug, Parser)]
@@ -47,6 +49,10 @@ enum Noun {
     /// Runs: planned, running and past
     #[command(subcommand)]
     Run(run::Command),
+    /// Get a backup back: to files, to stdout, into a database; with or without a coordinator
+    Restore(Box<restore::Args>),
+    /// Streams and files of a backup
+    Browse(browse::Args),
     /// Identities and root keys
     #[command(subcommand)]
     Keys(keys::Command),
@@ -138,6 +144,8 @@ async fn dispatch(app: &App, noun: Noun) -> Result<Exit> {
         Noun::Source(command) => source::run(app, command).await,
         Noun::Backup(command) => backup::run(app, command).await,
         Noun::Run(command) => run::run(app, command).await,
+        Noun::Restore(args) => restore::run(app, *args).await,
+        Noun::Browse(args) => browse::run(app, &args).await,
         Noun::Keys(command) => keys::run(app, command).await,
         Noun::Trust(command) => trust::run(app, command).await,
         Noun::Token(command) => token::run(app, command).await,

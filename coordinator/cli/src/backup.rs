@@ -13,7 +13,9 @@ use crate::agent::selector;
 use crate::app::App;
 use crate::coordinator::{Coordinator, Limit, pages};
 use crate::error::{Error, Exit, Result, said};
+use crate::identity::IdentityArgs;
 use crate::progress::Bar;
+use crate::restore::Pins;
 use crate::run::{self, RunView, nothing_selected, worst};
 use crate::time::{Since, parse_since, relative, rfc3339, rough};
 use crate::ui::{self, Change};
@@ -38,7 +40,7 @@ pub enum Command {
     Show(ShowArgs),
     /// Check a backup against what is stored
     #[command(
-        after_help = "Examples:\n  sealift backup verify latest:store-0042/main-db\n  sealift backup verify 0190c5e1 --level hash"
+        after_help = "Examples:\n  sealift backup verify latest:store-0042/main-db\n  sealift backup verify 0190c5e1 --level decrypt --identity key.txt"
     )]
     Verify(VerifyArgs),
 }
@@ -90,6 +92,8 @@ pub enum Level {
     Presence,
     /// Every object hashes to its name (by the coordinator)
     Hash,
+    /// Every byte of every stream decrypts and hashes right (on this machine, with --identity)
+    Decrypt,
 }
 
 /// `sealift backup verify`
@@ -98,9 +102,13 @@ pub struct VerifyArgs {
     /// Id or prefix, latest:AGENT/SOURCE, or AGENT/SOURCE@TIME
     #[arg(value_parser = crate::restore::backup_name)]
     backup: String,
-    /// How thoroughly
+    /// How thoroughly; without it: decrypt where --identity is given, else hash
     #[arg(long, value_enum)]
     level: Option<Level>,
+    #[command(flatten)]
+    identity: IdentityArgs,
+    #[command(flatten)]
+    pins: Pins,
 }
 
 /// A backup, as JSON shows it.
@@ -370,8 +378,12 @@ pub struct FindingView {
 }
 
 async fn verify(app: &App, args: VerifyArgs) -> Result<Exit> {
-    let level = args.level.unwrap_or(Level::Hash);
+    let level = args.level.unwrap_or(if args.identity.given() { Level::Decrypt } else { Level::Hash });
     let view = match level {
+        Level::Decrypt => {
+            let identities = args.identity.load(&app.ui)?;
+            crate::restore::verify_decrypt(app, &args.backup, identities, &args.pins).await?
+        }
         Level::Presence => by_coordinator(app, args.backup, "presence").await?,
         Level::Hash => by_coordinator(app, args.backup, "hash").await?,
     };

@@ -135,6 +135,11 @@ fn exit_of_restore(error: &RestoreError) -> Exit {
     }
 }
 
+/// [`chain`] of an [`Error`].
+pub fn chain_of(error: &Error) -> String {
+    chain(error)
+}
+
 /// The error and everything beneath it, on one line; a cause that only repeats what was said before is left out.
 pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();

@@ -1,17 +1,23 @@
 //! `sealift keys generate|test`: identities and root keys, and the proof that an identity really opens the fleet's backups.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use clap::{Args, Subcommand, ValueEnum};
 use sealift_common::crypto::SigningKey;
 use sealift_common::crypto::key_file;
 use sealift_common::id::Random;
 use sealift_common::secret::Secret;
+use sealift_proto::v1;
 use serde::Serialize;
 
+use crate::agent::selector;
 use crate::app::App;
-use crate::error::{Error, Exit, Result, because};
-use crate::identity::passphrase;
+use crate::coordinator::{Limit, pages};
+use crate::error::{Error, Exit, Result, because, chain, said};
+use crate::identity::{IdentityArgs, passphrase};
+use crate::progress::Bar;
+use crate::restore::{Pins, online};
 use crate::ui;
 
 /// `sealift keys …`
@@ -22,6 +28,11 @@ pub enum Command {
         after_help = "Examples:\n  sealift keys generate --kind identity --out anna.key\n  sealift keys generate --kind root --out root.key --passphrase"
     )]
     Generate(GenerateArgs),
+    /// Open the newest backup of every source with an identity, before the day it must
+    #[command(
+        after_help = "Examples:\n  sealift keys test --identity anna.key\n  sealift keys test --identity anna.key -l role=pos"
+    )]
+    Test(TestArgs),
 }
 
 /// What a key is for.
@@ -50,6 +61,18 @@ pub struct GenerateArgs {
     passphrase_file: Option<PathBuf>,
 }
 
+/// `sealift keys test`
+#[derive(Debug, Args)]
+pub struct TestArgs {
+    #[command(flatten)]
+    identity: IdentityArgs,
+    /// Only hosts with these labels
+    #[arg(short = 'l', long, value_name = "SELECTOR", value_parser = selector)]
+    selector: Option<String>,
+    #[command(flatten)]
+    pins: Pins,
+}
+
 #[derive(Serialize)]
 struct Generated {
     kind: &'static str,
@@ -66,6 +89,7 @@ struct Generated {
 pub async fn run(app: &App, command: Command) -> Result<Exit> {
     match command {
         Command::Generate(args) => generate(app, args),
+        Command::Test(args) => test(app, args).await,
     }
 }
 
@@ -132,4 +156,78 @@ fn new_passphrase(args: &GenerateArgs) -> Result<Secret<String>> {
         return Err(Error::usage("an empty passphrase protects nothing: nothing was written"));
     }
     Ok(first)
+}
+
+#[derive(Serialize)]
+struct Tested {
+    source: String,
+    backup: Option<String>,
+    ok: bool,
+    problem: Option<String>,
+}
+
+async fn test(app: &App, args: TestArgs) -> Result<Exit> {
+    let identities = Arc::new(args.identity.load(&app.ui)?);
+    let coordinator = app.connect().await?;
+    let selector = args.selector.clone().unwrap_or_default();
+    let sources = pages(&app.ui, Limit::all(), async |page| {
+        let request = v1::ListSourcesRequest { page: Some(page), selector: selector.clone() };
+        let reply =
+            coordinator.agents().list_sources(request).await.map_err(said("list sources"))?.into_inner();
+        Ok((reply.sources, reply.next))
+    })
+    .await?;
+    if sources.is_empty() {
+        return Err(crate::run::nothing_selected());
+    }
+    let mut tested = Vec::with_capacity(sources.len());
+    let mut bar = Bar::new(&app.ui, "opening", 0);
+    for state in &sources {
+        let source = format!("{}/{}", state.agent, state.name);
+        bar.say(&source);
+        let Some(backup) = state.last_good.as_ref().map(|b| b.id.clone()).filter(|id| !id.is_empty()) else {
+            tested.push(Tested {
+                source,
+                backup: None,
+                ok: true,
+                problem: Some("has no backup yet".to_owned()),
+            });
+            continue;
+        };
+        let problem =
+            match online::test_keys(app, &coordinator, &backup, identities.clone(), &args.pins).await {
+                Ok(()) => None,
+                Err(error) if error.exit() == Exit::Unreachable => return Err(error),
+                Err(error) => Some(chain(&error)),
+            };
+        bar.set(tested.len() as u64);
+        tested.push(Tested { source, backup: Some(backup), ok: problem.is_none(), problem });
+    }
+    bar.finish();
+    report(app, &tested)
+}
+
+fn report(app: &App, tested: &[Tested]) -> Result<Exit> {
+    app.ui.list(tested, &["source", "backup", "result", "why"], |view| {
+        let result = match view {
+            _ if !view.ok => "CANNOT OPEN",
+            _ if view.backup.is_none() => "-",
+            _ => "opens",
+        };
+        vec![
+            view.source.clone(),
+            view.backup.clone().unwrap_or_default(),
+            result.to_owned(),
+            view.problem.clone().unwrap_or_default(),
+        ]
+    })?;
+    let bad = tested.iter().filter(|view| !view.ok).count();
+    if bad == 0 {
+        return Ok(Exit::Done);
+    }
+    app.ui.error(format!(
+        "this identity does not open the newest backup of {bad} of {}",
+        ui::count(tested.len(), "source")
+    ));
+    Ok(Exit::Failed)
 }

@@ -9,6 +9,7 @@ mod agent;
 mod app;
 mod audit;
 mod backup;
+mod browse;
 mod completion;
 mod context;
 mod coordinator;
