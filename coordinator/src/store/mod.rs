@@ -3,11 +3,15 @@
 //! One file per noun, each with plain functions over a [`Tx`]; domain modules compose them into one transaction with
 //! [`Store::run_tx`]. What differs between databases is in [`dialect`]. To add a noun: a migration, a file, a `mod` line.
 
+pub mod agents;
 pub mod attempts;
 pub mod audit;
 mod dialect;
 pub mod installation;
 pub mod runs;
+pub mod sources;
+pub mod tokens;
+pub mod trust;
 
 // Packs, backups and restores have their files below this line.
 
@@ -127,6 +131,12 @@ where
     T: TryFrom<i64, Error: std::error::Error + Send + Sync + 'static>,
 {
     T::try_from(row.try_get::<i64, _>(column)?).map_err(|e| undecodable(column, e.into()))
+}
+
+/// A value of ours as a JSON cell.
+fn to_json(value: &impl serde::Serialize) -> String {
+    // Maps with text keys and lists of texts: there is nothing in them that JSON cannot say.
+    serde_json::to_string(value).unwrap_or_else(|_| "null".to_owned())
 }
 
 fn undecodable(column: &str, source: Box<dyn std::error::Error + Send + Sync>) -> sqlx::Error {
