@@ -17,6 +17,7 @@
 pub mod api;
 pub mod audit;
 pub mod core;
+pub mod identity;
 pub mod runs;
 pub mod store;
 

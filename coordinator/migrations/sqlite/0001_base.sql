@@ -86,7 +86,8 @@ CREATE TABLE trust_policies (
     version   BIGINT PRIMARY KEY NOT NULL,
     sha256    BLOB NOT NULL,
     object    BLOB NOT NULL,
-    stored_ms BIGINT NOT NULL
+    stored_ms BIGINT NOT NULL,
+    in_bucket BOOLEAN NOT NULL            -- from then on it is in force
 );
 
 CREATE TABLE runs (

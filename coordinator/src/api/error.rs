@@ -6,6 +6,8 @@
 use tonic::{Code, Status};
 
 use crate::audit::AccessError;
+use crate::identity::IdentityError;
+use crate::identity::ca::CaError;
 use crate::runs::RunError;
 use crate::store::StoreError;
 
@@ -42,6 +44,37 @@ impl From<RunError> for Status {
         };
         Self::new(code, error.to_string())
     }
+}
+
+impl From<IdentityError> for Status {
+    fn from(error: IdentityError) -> Self {
+        use IdentityError as E;
+        let code = match &error {
+            E::TokenMalformed | E::TokenTerms(_) | E::Name(_) | E::Ambiguous(_) => Code::InvalidArgument,
+            E::TokenUnknown
+            | E::TokenExpired { .. }
+            | E::TokenRevoked { .. }
+            | E::TokenUsedUp { .. }
+            | E::AgentRevoked(_)
+            | E::ChallengeSignature(_) => Code::PermissionDenied,
+            E::NameTaken { .. } | E::AgentTaken(_) => Code::AlreadyExists,
+            E::KeyObject(_) | E::Trust(_) => return whole(Code::PermissionDenied, &error),
+            E::AgentUnknown(_) | E::NoToken(_) => Code::NotFound,
+            E::ChallengeUnknown | E::TrustVersion { .. } | E::NoRoots => Code::FailedPrecondition,
+            E::TooManyChallenges => Code::ResourceExhausted,
+            E::Ca(CaError::Request(_)) => Code::InvalidArgument,
+            E::Objects(inner) if inner.is_retryable() => return whole(Code::Unavailable, &error),
+            E::Access(inner) => return access(inner, &error),
+            E::Ca(_) | E::Objects(_) | E::Store(_) => return internal(&error),
+        };
+        Self::new(code, error.to_string())
+    }
+}
+
+/// A status that names the causes as well: they are the caller's to act on.
+fn whole(code: Code, error: &(dyn std::error::Error + 'static)) -> Status {
+    let chain = std::iter::successors(Some(error), |e| e.source());
+    Status::new(code, chain.map(ToString::to_string).collect::<Vec<_>>().join(": "))
 }
 
 /// The status of an [`AccessError`] that came wrapped in a domain's error.

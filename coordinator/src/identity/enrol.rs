@@ -1,0 +1,365 @@
+//! Hosts become agents by a token, renew their certificates, and come back by their signing key when they slept too long.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::FutureExt as _;
+use rustls_pki_types::CertificateDer;
+use sealift_common::clock::UnixMillis;
+use sealift_common::crypto::{AgentKeyObject, VerifyingKey};
+use sealift_common::id::{AgentId, Sha256};
+use sealift_common::name::Name;
+
+use super::ca::{Issued, RequestedKey};
+use super::peer::Subject;
+use super::token::Token;
+use super::{Identities, IdentityError};
+use crate::audit::{Action, Details, OpContext};
+use crate::objects::{ObjectErrorKind, ObjectName, Put};
+use crate::store::agents::{self, AgentRow, AgentState};
+use crate::store::tokens::{self, TokenRow};
+use crate::store::{Tx, trust};
+
+/// How long a challenge may be answered.
+const CHALLENGE_LIFE: Duration = Duration::from_secs(60);
+/// Most challenges that are open at a time.
+const MAX_CHALLENGES: usize = 10_000;
+/// What the answer to a challenge is signed for.
+pub const RECOVER_CONTEXT: &str = "sealift/1/recover";
+/// Longest text that an agent says about itself, in characters.
+const MAX_SAID: usize = 128;
+
+/// What a host sends to become an agent.
+#[derive(Debug)]
+pub struct Enrolment {
+    /// What lets it.
+    pub token: Token,
+    /// What it calls itself; the token's name wins.
+    pub host: String,
+    /// For its certificate.
+    pub key: RequestedKey,
+    /// For its manifests.
+    pub signing_key: VerifyingKey,
+    /// The `agents/` object of the signing key.
+    pub key_object: Vec<u8>,
+    /// The id it chose.
+    pub agent: AgentId,
+    /// Its version.
+    pub version: String,
+}
+
+/// What an agent gets.
+#[derive(Debug, Clone)]
+pub struct Membership {
+    /// Who it is.
+    pub agent: AgentRow,
+    /// Its new certificate.
+    pub issued: Issued,
+    /// The CA to trust.
+    pub ca: CertificateDer<'static>,
+    /// The trust policies in force, oldest first.
+    pub trust_chain: Vec<Vec<u8>>,
+}
+
+impl Identities {
+    /// Enrols a host. The same token with the same keys gives the same agent again, also when it is used up or expired
+    /// since: a lost reply bricks nobody.
+    ///
+    /// # Errors
+    /// [`IdentityError`]: one for each way in which a token is not good, and for what does not hold in the request.
+    pub async fn enrol(&self, ctx: &OpContext, request: Enrolment) -> Result<Membership, IdentityError> {
+        let entity = format!("agent:{}", request.agent);
+        let details = Details::none().with("token", request.token.id.as_str()).with("host", said(&request.host));
+        match self.try_enrol(ctx, &entity, &details, &request).await {
+            // The refusals before the transaction; those in it are recorded there.
+            Err(Early::Before(error)) => {
+                ctx.record_failure(Action::AgentEnroll, &entity, &details, &error).await;
+                Err(error)
+            }
+            Err(Early::Within(error)) => Err(error),
+            Ok(membership) => Ok(membership),
+        }
+    }
+
+    async fn try_enrol(
+        &self,
+        ctx: &OpContext,
+        entity: &str,
+        details: &Details,
+        request: &Enrolment,
+    ) -> Result<Membership, Early> {
+        let object = self.check_before_bucket(request).await.map_err(Early::Before)?;
+        let row = self.new_agent(request, &object);
+        let (row, issued) = ctx
+            .perform(Action::AgentEnroll, &entity, details.clone(), |tx, _| {
+                let row = row.clone();
+                async move {
+                    let agent = admit(tx, self.core.clock.now(), request, row).await?;
+                    let (agent, issued) = self.certify(tx, agent, &request.key).await?;
+                    let said = Details::none().with("name", agent.name.as_str()).with("serial", issued.serial.as_str());
+                    Ok::<_, IdentityError>(((agent, issued), said))
+                }
+                .boxed()
+            })
+            .await
+            .map_err(Early::Within)?;
+        self.membership(row, issued).await.map_err(Early::Within)
+    }
+
+    /// Who has no good token must not make the coordinator write into the bucket; all of it is asked again in the
+    /// transaction.
+    async fn check_before_bucket(&self, request: &Enrolment) -> Result<AgentKeyObject, IdentityError> {
+        let object = AgentKeyObject::parse_first(&request.key_object, request.agent, &request.signing_key)?;
+        let mut conn = self.core.store.reader().await?;
+        let token = known_token(&mut conn, &request.token).await?;
+        if known_agent(&mut conn, request, &token).await?.is_none() {
+            usable(&token, self.core.clock.now())?;
+            named(&mut conn, request, &token).await?;
+        }
+        drop(conn);
+        let name = ObjectName::agent_key(request.agent, Sha256::of(object.bytes()));
+        let put = self.objects.put(&name, Bytes::copy_from_slice(object.bytes()), Put::New);
+        match put.await {
+            Err(error) if error.kind != ObjectErrorKind::AlreadyThere => Err(error.into()),
+            _ => Ok(object),
+        }
+    }
+
+    fn new_agent(&self, request: &Enrolment, object: &AgentKeyObject) -> NewAgent {
+        let now = self.core.clock.now();
+        NewAgent {
+            signing_key: request.signing_key,
+            key_object: object.bytes().to_vec(),
+            tls_key_sha256: request.key.sha256(),
+            version: said(&request.version),
+            now,
+        }
+    }
+
+    /// Signs a certificate for an agent and remembers its key and end.
+    async fn certify(
+        &self,
+        tx: &mut Tx,
+        mut agent: AgentRow,
+        key: &RequestedKey,
+    ) -> Result<(AgentRow, Issued), IdentityError> {
+        let issued = self.ca.issue_client(&Subject::Agent(agent.id), key, self.settings.agent_life)?;
+        agent.tls_key_sha256 = key.sha256();
+        agent.certificate_expires = issued.not_after;
+        agents::update(tx, &agent).await?;
+        Ok((agent, issued))
+    }
+
+    async fn membership(&self, agent: AgentRow, issued: Issued) -> Result<Membership, IdentityError> {
+        let mut conn = self.core.store.reader().await?;
+        let chain = trust::chain(&mut conn, 0).await?;
+        let trust_chain = chain.into_iter().map(|row| row.object).collect();
+        Ok(Membership { agent, issued, ca: self.ca.certificate().clone(), trust_chain })
+    }
+
+    /// A new certificate for an agent whose old one is still good, and stays so.
+    ///
+    /// # Errors
+    /// [`IdentityError::AgentRevoked`], or those of access and database.
+    pub async fn renew(&self, ctx: &OpContext, key: RequestedKey) -> Result<Membership, IdentityError> {
+        let agent = ctx.agent(Action::CertificateRenew)?;
+        self.reissue(ctx, Action::CertificateRenew, agent, key).await
+    }
+
+    async fn reissue(
+        &self,
+        ctx: &OpContext,
+        action: Action,
+        agent: AgentId,
+        key: RequestedKey,
+    ) -> Result<Membership, IdentityError> {
+        let (key, entity) = (&key, format!("agent:{agent}"));
+        let (row, issued) = ctx
+            .perform(action, &entity, Details::none(), move |tx, _| {
+                async move {
+                    let row = active(tx, agent).await?;
+                    let (row, issued) = self.certify(tx, row, key).await?;
+                    let said = Details::none().with("serial", issued.serial.as_str());
+                    Ok::<_, IdentityError>(((row, issued), said))
+                }
+                .boxed()
+            })
+            .await?;
+        self.membership(row, issued).await
+    }
+
+    /// Something for an agent to sign: good for a minute, once.
+    ///
+    /// # Errors
+    /// [`IdentityError::AgentUnknown`], [`IdentityError::AgentRevoked`], [`IdentityError::TooManyChallenges`].
+    pub async fn challenge(&self, ctx: &OpContext, agent: AgentId) -> Result<[u8; 32], IdentityError> {
+        ctx.authorize(Action::AgentChallenge, &format!("agent:{agent}")).await?;
+        active(&mut *self.core.store.reader().await?, agent).await?;
+        let (now, challenge) = (self.core.clock.now(), self.core.random.bytes());
+        let mut open = self.challenges.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        open.retain(|_, (_, expires)| *expires > now);
+        if open.len() >= MAX_CHALLENGES {
+            return Err(IdentityError::TooManyChallenges);
+        }
+        open.insert(challenge, (agent, now.plus(CHALLENGE_LIFE)));
+        Ok(challenge)
+    }
+
+    /// A new certificate for an agent that slept until its old one expired and signs a challenge with its signing key.
+    ///
+    /// # Errors
+    /// [`IdentityError::ChallengeUnknown`], [`IdentityError::ChallengeSignature`], or as [`Identities::renew`].
+    pub async fn recover(
+        &self,
+        ctx: &OpContext,
+        agent: AgentId,
+        challenge: &[u8],
+        csr_der: &[u8],
+        signature: &[u8],
+    ) -> Result<Membership, IdentityError> {
+        let checked = self.answered(agent, challenge, csr_der, signature).await;
+        match checked {
+            Ok(key) => self.reissue(ctx, Action::AgentRecover, agent, key).await,
+            Err(error) => {
+                let entity = format!("agent:{agent}");
+                ctx.record_failure(Action::AgentRecover, &entity, &Details::none(), &error).await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn answered(
+        &self,
+        agent: AgentId,
+        challenge: &[u8],
+        csr_der: &[u8],
+        signature: &[u8],
+    ) -> Result<RequestedKey, IdentityError> {
+        let challenge: [u8; 32] = challenge.try_into().map_err(|_| IdentityError::ChallengeUnknown)?;
+        let asked = {
+            let mut open = self.challenges.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            open.remove(&challenge)
+        };
+        match asked {
+            Some((asked, expires)) if asked == agent && expires > self.core.clock.now() => {}
+            _ => return Err(IdentityError::ChallengeUnknown),
+        }
+        let row = active(&mut *self.core.store.reader().await?, agent).await?;
+        let csr = Sha256::of(csr_der);
+        row.signing_key
+            .verify(RECOVER_CONTEXT, &[agent.as_bytes(), &challenge, csr.as_bytes()], signature)
+            .map_err(|_| IdentityError::ChallengeSignature(agent))?;
+        Ok(RequestedKey::parse(csr_der)?)
+    }
+}
+
+/// Whether the audit has the refusal already.
+enum Early {
+    Before(IdentityError),
+    Within(IdentityError),
+}
+
+#[derive(Clone)]
+struct NewAgent {
+    signing_key: VerifyingKey,
+    key_object: Vec<u8>,
+    tls_key_sha256: Sha256,
+    version: String,
+    now: UnixMillis,
+}
+
+/// What a host says about itself, short and on one line.
+pub(crate) fn said(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(MAX_SAID).collect()
+}
+
+async fn known_token(tx: &mut Tx, token: &Token) -> Result<TokenRow, IdentityError> {
+    match tokens::get(tx, &token.id).await? {
+        Some(row) if token.matches(&row) && row.revoked => Err(IdentityError::TokenRevoked { id: row.id }),
+        Some(row) if token.matches(&row) => Ok(row),
+        _ => Err(IdentityError::TokenUnknown),
+    }
+}
+
+fn usable(token: &TokenRow, now: UnixMillis) -> Result<(), IdentityError> {
+    if token.used >= token.uses {
+        return Err(IdentityError::TokenUsedUp { id: token.id.clone(), uses: token.uses });
+    }
+    if token.expires <= now {
+        return Err(IdentityError::TokenExpired { id: token.id.clone(), at: token.expires });
+    }
+    Ok(())
+}
+
+/// The agent that this very request has made before.
+async fn known_agent(
+    tx: &mut Tx,
+    request: &Enrolment,
+    token: &TokenRow,
+) -> Result<Option<AgentRow>, IdentityError> {
+    let Some(agent) = agents::get(tx, request.agent).await? else { return Ok(None) };
+    let same = agent.token_id == token.id
+        && agent.signing_key == request.signing_key
+        && agent.tls_key_sha256 == request.key.sha256();
+    match agent.state {
+        _ if !same => Err(IdentityError::AgentTaken(agent.id)),
+        AgentState::Revoked => Err(IdentityError::AgentRevoked(agent.id)),
+        AgentState::Active => Ok(Some(agent)),
+    }
+}
+
+/// What the new agent will be called, if nobody else is.
+async fn named(tx: &mut Tx, request: &Enrolment, token: &TokenRow) -> Result<Name, IdentityError> {
+    let text = if token.name.is_empty() { request.host.to_ascii_lowercase() } else { token.name.clone() };
+    let name: Name = text.parse()?;
+    match agents::by_name(tx, name.as_str()).await? {
+        Some(_) => Err(IdentityError::NameTaken { name: name.into() }),
+        None => Ok(name),
+    }
+}
+
+async fn admit(
+    tx: &mut Tx,
+    now: UnixMillis,
+    request: &Enrolment,
+    new: NewAgent,
+) -> Result<AgentRow, IdentityError> {
+    let mut token = known_token(tx, &request.token).await?;
+    if let Some(agent) = known_agent(tx, request, &token).await? {
+        return Ok(agent);
+    }
+    usable(&token, now)?;
+    let name = named(tx, request, &token).await?;
+    token.used += 1;
+    tokens::update(tx, &token).await?;
+    let agent = AgentRow {
+        id: request.agent,
+        name,
+        state: AgentState::Active,
+        state_reason: String::new(),
+        labels: token.labels,
+        scope: token.scope,
+        signing_key: new.signing_key,
+        key_object: new.key_object,
+        tls_key_sha256: new.tls_key_sha256,
+        token_id: token.id,
+        version: new.version,
+        os: String::new(),
+        timezone: String::new(),
+        address: String::new(),
+        enrolled: new.now,
+        last_seen: new.now,
+        certificate_expires: new.now,
+    };
+    agents::insert(tx, &agent).await?;
+    Ok(agent)
+}
+
+async fn active(tx: &mut Tx, id: AgentId) -> Result<AgentRow, IdentityError> {
+    let found = agents::get(tx, id).await?;
+    let agent = found.ok_or_else(|| IdentityError::AgentUnknown(id.to_string()))?;
+    match agent.state {
+        AgentState::Active => Ok(agent),
+        AgentState::Revoked => Err(IdentityError::AgentRevoked(id)),
+    }
+}

@@ -1,0 +1,71 @@
+//! Who is who: the CA, enrolment of hosts, certificates of agents and admins, the trust policy.
+//!
+//! | file | what it is for |
+//! |---|---|
+//! | [`ca`] | signs certificates |
+//! | [`peer`] | whose certificate a connection showed |
+//! | [`token`] | enrolment tokens |
+//! | [`enrol`] | hosts become agents, and stay agents |
+//! | [`agents`] | what admins see of agents, and may do to them |
+//! | [`trust`] | the chain of signed trust policies |
+//! | [`files`] | small files, whole or not at all |
+
+pub mod agents;
+pub mod ca;
+pub mod enrol;
+pub mod error;
+pub mod files;
+pub mod peer;
+pub mod token;
+pub mod trust;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use sealift_common::clock::UnixMillis;
+use sealift_common::id::{AgentId, Sha256};
+use url::Url;
+
+use crate::core::Core;
+use crate::objects::ObjectStore;
+use ca::Ca;
+pub use error::IdentityError;
+
+/// What admins decide about identities, in the configuration.
+#[derive(Debug, Clone)]
+pub struct IdentitySettings {
+    /// How long agents' certificates are good.
+    pub agent_life: Duration,
+    /// Fingerprints of the root keys that sign the first trust policy.
+    pub roots: Vec<Sha256>,
+    /// Where agents reach the coordinator, for whoever creates a token.
+    pub coordinators: Vec<Url>,
+}
+
+/// Everything about identities. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Identities {
+    core: Core,
+    ca: Arc<Ca>,
+    objects: ObjectStore,
+    settings: Arc<IdentitySettings>,
+    challenges: Arc<Mutex<HashMap<[u8; 32], (AgentId, UnixMillis)>>>,
+}
+
+impl Identities {
+    /// Identities of the installation of `core`, signed by `ca`.
+    pub fn new(core: Core, ca: Arc<Ca>, objects: ObjectStore, settings: IdentitySettings) -> Self {
+        Self { core, ca, objects, settings: Arc::new(settings), challenges: Arc::default() }
+    }
+
+    /// The CA.
+    pub fn ca(&self) -> &Ca {
+        &self.ca
+    }
+
+    /// What admins decided.
+    pub fn settings(&self) -> &IdentitySettings {
+        &self.settings
+    }
+}
