@@ -15,10 +15,13 @@
 //! Dependencies run one way: `api` → domain modules → `store` and `objects`.
 
 pub mod api;
+pub mod app;
 pub mod audit;
+pub mod config;
 pub mod core;
 pub mod identity;
 pub mod runs;
+pub mod sessions;
 pub mod store;
 
 // Objects, uploads, backups and verification have their lines below this one.

@@ -38,7 +38,11 @@ impl From<RunError> for Status {
         let code = match &error {
             RunError::NotFound { .. } => Code::NotFound,
             RunError::NotYours { .. } => Code::PermissionDenied,
-            RunError::Stale { .. } | RunError::Over { .. } | RunError::Illegal(_) => Code::FailedPrecondition,
+            RunError::Ambiguous(_) => Code::InvalidArgument,
+            RunError::Stale { .. }
+            | RunError::Over { .. }
+            | RunError::Illegal(_)
+            | RunError::NoTrustPolicy => Code::FailedPrecondition,
             RunError::Access(inner) => return access(inner, &error),
             RunError::Store(_) => return internal(&error),
         };

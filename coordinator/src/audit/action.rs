@@ -58,7 +58,7 @@ actions! {
         FleetStatus = "fleet.status", AuditList = "audit.list",
     }
     Coordinator {
-        AdminIssue = "admin.issue", StorageProbe = "storage.probe", AttemptLose = "attempt.lose",
+        AdminIssue = "admin.issue", CallRefuse = "call.refuse", StorageProbe = "storage.probe", AttemptLose = "attempt.lose",
         RunFinish = "run.finish", BackupResolve = "backup.resolve",
     }
 }

@@ -22,7 +22,8 @@ pub async fn find(tx: &mut Tx, text: &str) -> Result<AgentRow, IdentityError> {
         return Ok(agent);
     }
     let looks_like_id = !text.is_empty() && text.bytes().all(|c| c.is_ascii_hexdigit() || c == b'-');
-    let mut found = if looks_like_id { agents::by_prefix(tx, &text.to_ascii_lowercase()).await? } else { Vec::new() };
+    let mut found =
+        if looks_like_id { agents::by_prefix(tx, &text.to_ascii_lowercase()).await? } else { Vec::new() };
     match (found.pop(), found.is_empty()) {
         (Some(agent), true) => Ok(agent),
         (Some(_), false) => Err(IdentityError::Ambiguous(shown())),
@@ -128,7 +129,12 @@ impl Identities {
     ///
     /// # Errors
     /// As [`find`], and those of access.
-    pub async fn revoke_agent(&self, ctx: &OpContext, text: &str, reason: &str) -> Result<AgentRow, IdentityError> {
+    pub async fn revoke_agent(
+        &self,
+        ctx: &OpContext,
+        text: &str,
+        reason: &str,
+    ) -> Result<AgentRow, IdentityError> {
         let entity = format!("agent:{}", text.chars().take(80).collect::<String>());
         ctx.perform(Action::AgentRevoke, &entity, Details::none().with("reason", reason), move |tx, _| {
             async move {
@@ -136,7 +142,8 @@ impl Identities {
                 agent.state = AgentState::Revoked;
                 agent.state_reason = super::enrol::said(reason);
                 agents::update(tx, &agent).await?;
-                let said = Details::none().with("agent", agent.id.to_string()).with("name", agent.name.as_str());
+                let said =
+                    Details::none().with("agent", agent.id.to_string()).with("name", agent.name.as_str());
                 Ok((agent, said))
             }
             .boxed()

@@ -10,8 +10,8 @@ use std::time::Duration;
 use rcgen::string::Ia5String;
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
-    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKey, PublicKeyData,
-    SanType, SerialNumber,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKey,
+    PublicKeyData, SanType, SerialNumber,
 };
 use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer, PrivateKeyDer};
 use sealift_common::clock::{Clock, UnixMillis};
@@ -62,7 +62,9 @@ pub enum CaError {
         source: rcgen::Error,
     },
     /// A certificate request that cannot be read.
-    #[error("the certificate request cannot be used: send PKCS#10 in DER with an ECDSA P-256 key, signed by that key")]
+    #[error(
+        "the certificate request cannot be used: send PKCS#10 in DER with an ECDSA P-256 key, signed by that key"
+    )]
     Request(#[source] Option<rcgen::Error>),
 }
 
@@ -81,7 +83,8 @@ impl RequestedKey {
     /// [`CaError::Request`].
     pub fn parse(der: &[u8]) -> Result<Self, CaError> {
         let request = CertificateSigningRequestDer::from(der);
-        let request = CertificateSigningRequestParams::from_der(&request).map_err(|e| CaError::Request(Some(e)))?;
+        let request =
+            CertificateSigningRequestParams::from_der(&request).map_err(|e| CaError::Request(Some(e)))?;
         if request.public_key.algorithm() != &PKCS_ECDSA_P256_SHA256 {
             return Err(CaError::Request(None));
         }
@@ -120,7 +123,12 @@ impl Ca {
     ///
     /// # Errors
     /// [`CaError`], naming the file.
-    pub fn open_or_create(dir: &Path, domain: TrustDomain, clock: Clock, random: Random) -> Result<Self, CaError> {
+    pub fn open_or_create(
+        dir: &Path,
+        domain: TrustDomain,
+        clock: Clock,
+        random: Random,
+    ) -> Result<Self, CaError> {
         let (certificate_path, key_path) = (dir.join("ca.pem"), dir.join("ca.key"));
         match (certificate_path.exists(), key_path.exists()) {
             (false, false) => create(dir, &domain, &clock, &random)?,
@@ -128,14 +136,18 @@ impl Ca {
             (false, true) => return Err(CaError::Half { missing: certificate_path, dir: dir.to_owned() }),
             (true, false) => return Err(CaError::Half { missing: key_path, dir: dir.to_owned() }),
         }
-        let pem = std::fs::read_to_string(&key_path)
-            .map_err(|source| CaError::File { operation: "read", path: key_path, source })?;
+        let pem = std::fs::read_to_string(&key_path).map_err(|source| CaError::File {
+            operation: "read",
+            path: key_path,
+            source,
+        })?;
         let key = KeyPair::from_pem(&pem).map_err(make("read the CA's key"))?;
         drop(zeroize::Zeroizing::new(pem));
         let Some(certificate) = tls::certificates_from_file(&certificate_path)?.into_iter().next() else {
             return Err(CaError::Half { missing: certificate_path, dir: dir.to_owned() });
         };
-        let issuer = Issuer::from_ca_cert_der(&certificate, key).map_err(make("read the CA's certificate"))?;
+        let issuer =
+            Issuer::from_ca_cert_der(&certificate, key).map_err(make("read the CA's certificate"))?;
         Ok(Self { certificate, issuer, domain, clock, random })
     }
 
@@ -176,7 +188,12 @@ impl Ca {
     ///
     /// # Errors
     /// [`CaError::Make`].
-    pub fn issue_client(&self, subject: &Subject, key: &RequestedKey, life: Duration) -> Result<Issued, CaError> {
+    pub fn issue_client(
+        &self,
+        subject: &Subject,
+        key: &RequestedKey,
+        life: Duration,
+    ) -> Result<Issued, CaError> {
         self.client(subject, life, &key.0)
     }
 
@@ -262,13 +279,19 @@ fn create(dir: &Path, domain: &TrustDomain, clock: &Clock, random: &Random) -> R
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     let key = generate()?;
     let certificate = params.self_signed(&key).map_err(make("sign the CA's certificate"))?;
-    super::files::make_private_dir(dir)
-        .map_err(|source| CaError::File { operation: "write", path: dir.to_owned(), source })?;
+    super::files::make_private_dir(dir).map_err(|source| CaError::File {
+        operation: "write",
+        path: dir.to_owned(),
+        source,
+    })?;
     // The key first: a certificate without its key would look like a lost one.
     for (name, text, mode) in [("ca.key", key.serialize_pem(), 0o600), ("ca.pem", certificate.pem(), 0o644)] {
         let path = dir.join(name);
-        super::files::write_whole(&path, text.as_bytes(), mode)
-            .map_err(|source| CaError::File { operation: "write", path, source })?;
+        super::files::write_whole(&path, text.as_bytes(), mode).map_err(|source| CaError::File {
+            operation: "write",
+            path,
+            source,
+        })?;
     }
     Ok(())
 }

@@ -69,7 +69,8 @@ impl Identities {
     /// [`IdentityError`]: one for each way in which a token is not good, and for what does not hold in the request.
     pub async fn enrol(&self, ctx: &OpContext, request: Enrolment) -> Result<Membership, IdentityError> {
         let entity = format!("agent:{}", request.agent);
-        let details = Details::none().with("token", request.token.id.as_str()).with("host", said(&request.host));
+        let details =
+            Details::none().with("token", request.token.id.as_str()).with("host", said(&request.host));
         match self.try_enrol(ctx, &entity, &details, &request).await {
             // The refusals before the transaction; those in it are recorded there.
             Err(Early::Before(error)) => {
@@ -96,7 +97,9 @@ impl Identities {
                 async move {
                     let agent = admit(tx, self.core.clock.now(), request, row).await?;
                     let (agent, issued) = self.certify(tx, agent, &request.key).await?;
-                    let said = Details::none().with("name", agent.name.as_str()).with("serial", issued.serial.as_str());
+                    let said = Details::none()
+                        .with("name", agent.name.as_str())
+                        .with("serial", issued.serial.as_str());
                     Ok::<_, IdentityError>(((agent, issued), said))
                 }
                 .boxed()

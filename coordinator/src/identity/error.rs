@@ -34,7 +34,9 @@ pub enum IdentityError {
         id: String,
     },
     /// All uses are used.
-    #[error("the enrolment token {id} is used up ({uses} of {uses}): ask for a new one (sealift token create)")]
+    #[error(
+        "the enrolment token {id} is used up ({uses} of {uses}): ask for a new one (sealift token create)"
+    )]
     TokenUsedUp {
         /// Its public part.
         id: String,
@@ -53,7 +55,9 @@ pub enum IdentityError {
         name: String,
     },
     /// The same agent id with other keys or by another token.
-    #[error("agent {0} has enrolled before with other keys or another token: start with an empty state directory")]
+    #[error(
+        "agent {0} has enrolled before with other keys or another token: start with an empty state directory"
+    )]
     AgentTaken(AgentId),
     /// A name that is none.
     #[error(transparent)]
@@ -95,7 +99,9 @@ pub enum IdentityError {
         given: u64,
     },
     /// No root key was named in the configuration.
-    #[error("no root key is pinned here: name its fingerprint in the coordinator's configuration (trust.root_sha256)")]
+    #[error(
+        "no root key is pinned here: name its fingerprint in the coordinator's configuration (trust.root_sha256)"
+    )]
     NoRoots,
     /// The CA.
     #[error(transparent)]

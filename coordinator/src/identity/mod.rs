@@ -6,10 +6,12 @@
 //! | [`peer`] | whose certificate a connection showed |
 //! | [`token`] | enrolment tokens |
 //! | [`enrol`] | hosts become agents, and stay agents |
+//! | [`admins`] | certificates of admins |
 //! | [`agents`] | what admins see of agents, and may do to them |
 //! | [`trust`] | the chain of signed trust policies |
 //! | [`files`] | small files, whole or not at all |
 
+pub mod admins;
 pub mod agents;
 pub mod ca;
 pub mod enrol;
@@ -24,7 +26,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use sealift_common::clock::UnixMillis;
-use sealift_common::id::{AgentId, Sha256};
+use sealift_common::id::{AgentId, RepositoryId, Sha256};
 use url::Url;
 
 use crate::core::Core;
@@ -62,6 +64,11 @@ impl Identities {
     /// The CA.
     pub fn ca(&self) -> &Ca {
         &self.ca
+    }
+
+    /// Which repository this is.
+    pub fn repository(&self) -> RepositoryId {
+        self.core.repository
     }
 
     /// What admins decided.

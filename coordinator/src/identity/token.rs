@@ -177,7 +177,13 @@ mod tests {
         let token: Token = format!(" slt_{id}_{secret}\n").parse().unwrap();
         assert_eq!(token.id, id);
         assert!(!format!("{token:?}").contains(&secret), "a token's secret must not be printed");
-        for bad in ["", "slt__", "slt_0123456789abcdef", &format!("slt_{id}_{secret}0"), &format!("xyz_{id}_{secret}")] {
+        for bad in [
+            "",
+            "slt__",
+            "slt_0123456789abcdef",
+            &format!("slt_{id}_{secret}0"),
+            &format!("xyz_{id}_{secret}"),
+        ] {
             assert!(matches!(bad.parse::<Token>(), Err(IdentityError::TokenMalformed)), "{bad}");
         }
     }

@@ -40,7 +40,8 @@ impl Identities {
         if self.settings.roots.is_empty() {
             return Err(IdentityError::NoRoots);
         }
-        let objects: Vec<_> = rows.iter().map(|row| TrustObject::parse(&row.object)).collect::<Result<_, _>>()?;
+        let objects: Vec<_> =
+            rows.iter().map(|row| TrustObject::parse(&row.object)).collect::<Result<_, _>>()?;
         let pin = RootPin::any_of(self.settings.roots.clone());
         Ok(verify_chain(&pin, None, self.core.repository, &objects)?)
     }
@@ -55,7 +56,8 @@ impl Identities {
             .perform(Action::TrustSet, &"trust", Details::none(), move |tx, _| {
                 async move {
                     let row = self.append(tx, bytes).await?;
-                    let said = Details::none().with("version", row.version).with("sha256", row.sha256.to_string());
+                    let said =
+                        Details::none().with("version", row.version).with("sha256", row.sha256.to_string());
                     Ok::<_, IdentityError>((row, said))
                 }
                 .boxed()

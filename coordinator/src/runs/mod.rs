@@ -1,11 +1,15 @@
 //! Runs and their attempts: what was asked for, who works on it, and whether a late word still counts.
 //!
-//! [`state`] says which moves there are; [`attempt`] makes them in the database and fences every write of an agent.
+//! [`state`] says which moves there are; [`attempt`] makes them in the database and fences every write of an agent;
+//! [`service`] is what admins and agents do with runs; [`dispatch`] offers what is due and looks after leases.
 
 pub mod attempt;
+pub mod dispatch;
+pub mod service;
 pub mod state;
 
-pub use attempt::{Attempt, AttemptRef, advance, fence};
+pub use attempt::{Attempt, AttemptRef, Report, advance, fence};
+pub use service::{Progress, RunView, Runs};
 
 use sealift_common::clock::UnixMillis;
 
@@ -21,6 +25,12 @@ pub enum RunError {
         /// What was looked for.
         what: String,
     },
+    /// A prefix of several ids.
+    #[error("{0:?} is the beginning of more than one id: give more of it")]
+    Ambiguous(String),
+    /// Nobody could open the backup.
+    #[error("there is no trust policy yet: set one with `sealift trust set --recipient age1…`")]
+    NoTrustPolicy,
     /// Another agent's attempt.
     #[error("attempt {attempt} is not this agent's")]
     NotYours {

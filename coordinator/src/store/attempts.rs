@@ -158,6 +158,19 @@ pub async fn open_of_agent(tx: &mut Tx, agent: AgentId) -> Result<Vec<AttemptRow
         .map_err(failed("read an agent's attempts"))
 }
 
+/// Whether an attempt is under way on this series.
+///
+/// # Errors
+/// The database's own.
+pub async fn series_is_busy(tx: &mut Tx, series: SeriesId) -> Result<bool, StoreError> {
+    sqlx::query("SELECT 1 FROM attempts WHERE series_id = $1 AND ended_ms IS NULL")
+        .bind(series.to_string())
+        .fetch_optional(tx)
+        .await
+        .map(|row| row.is_some())
+        .map_err(failed("look at a series"))
+}
+
 /// Attempts whose lease ended at or before `now`.
 ///
 /// # Errors

@@ -7,6 +7,7 @@ pub mod agents;
 pub mod attempts;
 pub mod audit;
 mod dialect;
+pub mod fleet;
 pub mod installation;
 pub mod runs;
 pub mod sources;

@@ -1,0 +1,275 @@
+//! Agents and their sources, for admins.
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use futures::{Stream, StreamExt as _};
+use sealift_common::id::RequestId;
+use sealift_common::name::{Name, Selector};
+use sealift_proto::v1;
+use sealift_proto::v1::agent_admin_server::AgentAdmin;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+use super::convert::Target;
+use super::{Gate, convert};
+use crate::audit::{Action, Details, Outcome};
+use crate::core::Core;
+use crate::identity::{Identities, IdentityError, agents};
+use crate::sessions::checks::{Checks, PATIENCE, SourceCheck};
+use crate::sessions::{Closed, SessionService};
+use crate::store::agents::{AgentRow, AgentState};
+use crate::store::sources::SourceRow;
+use crate::store::{Tx, runs, sources};
+
+/// Most hosts that are asked to test their sources at a time.
+const MAX_TESTED: u32 = 1_000;
+/// Answers that wait for the network.
+const QUEUE: usize = 64;
+
+/// Agents and sources.
+#[derive(Debug, Clone)]
+pub struct AgentApi {
+    /// Who calls.
+    pub gate: Gate,
+    /// The database.
+    pub core: Core,
+    /// What does the work.
+    pub identities: Identities,
+    /// Who is connected.
+    pub sessions: SessionService,
+    /// Tests of sources that are under way.
+    pub checks: Arc<Checks>,
+}
+
+impl AgentApi {
+    fn agent_to_wire(&self, row: &AgentRow, sources: Vec<v1::SourceState>) -> v1::Agent {
+        let connected = self.sessions.is_connected(row.id);
+        let state = match row.state {
+            AgentState::Active if !connected => "silent",
+            state => state.as_str(),
+        };
+        v1::Agent {
+            id: row.id.to_string(),
+            name: row.name.to_string(),
+            state: state.to_owned(),
+            labels: convert::labels_to_wire(&row.labels),
+            scope: row.scope.clone(),
+            version: row.version.clone(),
+            os: row.os.clone(),
+            connected,
+            enrolled_ms: row.enrolled.0,
+            last_seen_ms: row.last_seen.0,
+            certificate_expires_ms: row.certificate_expires.0,
+            sources,
+            address: row.address.clone(),
+            signing_key: row.signing_key.to_vec(),
+            timezone: row.timezone.clone(),
+        }
+    }
+
+    async fn sources_of(&self, tx: &mut Tx, agent: &AgentRow) -> Result<Vec<v1::SourceState>, Status> {
+        let mut out = Vec::new();
+        for source in sources::of_agent(tx, agent.id).await? {
+            let last_run = runs::newest_of_series(tx, source.series).await?;
+            out.push(source_to_wire(source, agent, last_run));
+        }
+        Ok(out)
+    }
+
+    async fn whole(&self, row: AgentRow) -> Result<Response<v1::Agent>, Status> {
+        let sources = self.sources_of(&mut *self.core.store.reader().await?, &row).await?;
+        Ok(Response::new(self.agent_to_wire(&row, sources)))
+    }
+}
+
+fn source_to_wire(source: SourceRow, agent: &AgentRow, last_run: Option<runs::RunRow>) -> v1::SourceState {
+    v1::SourceState {
+        agent_id: agent.id.to_string(),
+        agent: agent.name.to_string(),
+        name: source.name.into(),
+        kind: source.kind,
+        detail: source.detail,
+        series_id: source.series.to_string(),
+        last_good: None,
+        last_run: last_run.map(|run| convert::run_row_to_wire(run, agent.name.as_str())),
+        present: source.present,
+    }
+}
+
+/// The agents that a target names or selects, by name.
+///
+/// # Errors
+/// As [`agents::find`].
+pub async fn targeted(
+    tx: &mut Tx,
+    target: &Target,
+    after: &str,
+    limit: u32,
+) -> Result<Vec<AgentRow>, IdentityError> {
+    match &target.agent {
+        Some(agent) => {
+            let agent = agents::find(tx, agent).await?;
+            Ok(Some(agent).filter(|agent| target.selector.matches(&agent.labels)).into_iter().collect())
+        }
+        None => agents::select(tx, &target.selector, after, limit).await,
+    }
+}
+
+#[tonic::async_trait]
+impl AgentAdmin for AgentApi {
+    async fn list_agents(
+        &self,
+        request: Request<v1::ListAgentsRequest>,
+    ) -> Result<Response<v1::ListAgentsReply>, Status> {
+        let ctx = self.gate.context(&request).await?;
+        let wire = request.into_inner();
+        let (limit, after) = convert::page(wire.page);
+        let selector: Selector = convert::text("selector", &wire.selector)?;
+        let rows = self.identities.list_agents(&ctx, &selector, &after, limit).await?;
+        let next = convert::next(&rows, limit, |row| row.name.to_string());
+        let mut conn = self.core.store.reader().await?;
+        let mut agents = Vec::new();
+        for row in &rows {
+            let sources = self.sources_of(&mut conn, row).await?;
+            agents.push(self.agent_to_wire(row, sources));
+        }
+        Ok(Response::new(v1::ListAgentsReply { agents, next }))
+    }
+
+    async fn get_agent(&self, request: Request<v1::GetAgentRequest>) -> Result<Response<v1::Agent>, Status> {
+        let ctx = self.gate.context(&request).await?;
+        let row = self.identities.show_agent(&ctx, &request.get_ref().agent).await?;
+        self.whole(row).await
+    }
+
+    async fn label_agent(
+        &self,
+        request: Request<v1::LabelAgentRequest>,
+    ) -> Result<Response<v1::Agent>, Status> {
+        let ctx = self.gate.context(&request).await?;
+        let wire = request.into_inner();
+        let set = convert::labels(wire.set)?;
+        let row = self.identities.label_agent(&ctx, &wire.agent, &set, &wire.remove).await?;
+        self.whole(row).await
+    }
+
+    async fn revoke_agent(
+        &self,
+        request: Request<v1::RevokeAgentRequest>,
+    ) -> Result<Response<v1::Agent>, Status> {
+        let ctx = self.gate.context(&request).await?;
+        let wire = request.into_inner();
+        let row = self.identities.revoke_agent(&ctx, &wire.agent, &wire.reason).await?;
+        self.sessions.registry().close(row.id, Closed::Revoked);
+        self.whole(row).await
+    }
+
+    async fn list_sources(
+        &self,
+        request: Request<v1::ListSourcesRequest>,
+    ) -> Result<Response<v1::ListSourcesReply>, Status> {
+        let ctx = self.gate.context(&request).await?;
+        ctx.authorize(Action::SourceList, &"sources").await.map_err(Status::from)?;
+        let wire = request.into_inner();
+        // Pages break between agents, so that a cursor is an agent's name.
+        let (limit, after) = convert::page(wire.page);
+        let selector: Selector = convert::text("selector", &wire.selector)?;
+        let mut conn = self.core.store.reader().await?;
+        let rows = agents::select(&mut conn, &selector, &after, limit).await?;
+        let (mut out, mut next) = (Vec::new(), convert::next(&rows, limit, |row| row.name.to_string()));
+        for row in &rows {
+            out.extend(self.sources_of(&mut conn, row).await?);
+            if out.len() >= limit as usize {
+                next = row.name.to_string();
+                break;
+            }
+        }
+        Ok(Response::new(v1::ListSourcesReply { sources: out, next }))
+    }
+
+    type TestSourcesStream = Pin<Box<dyn Stream<Item = Result<v1::TestSourcesReply, Status>> + Send>>;
+
+    async fn test_sources(
+        &self,
+        request: Request<v1::TestSourcesRequest>,
+    ) -> Result<Response<Self::TestSourcesStream>, Status> {
+        let ctx = self.gate.context(&request).await?;
+        let wire = request.into_inner();
+        ctx.authorize(Action::SourceTest, &"sources").await.map_err(Status::from)?;
+        let target = convert::target(&wire.source, &wire.selector)?;
+        let agents = {
+            let mut conn = self.core.store.reader().await?;
+            let agents = targeted(&mut conn, &target, "", MAX_TESTED).await?;
+            if let (Some(name), Some(agent)) = (&target.source, agents.first())
+                && sources::get(&mut conn, agent.id, name).await?.is_none()
+            {
+                return Err(Status::not_found(format!("{} has no source {name}", agent.name)));
+            }
+            agents
+        };
+        let details = Details::none().with("agents", agents.len());
+        ctx.record_alone(Action::SourceTest, &"sources", Outcome::Done, details).await?;
+        let (sender, receiver) = mpsc::channel(QUEUE);
+        let (api, source) = (self.clone(), target.source);
+        tokio::spawn(async move {
+            let tests = agents.into_iter().map(|agent| api.test_agent(agent, source.clone(), sender.clone()));
+            futures::stream::iter(tests).for_each_concurrent(QUEUE, |test| test).await;
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+}
+
+type Answers = mpsc::Sender<Result<v1::TestSourcesReply, Status>>;
+
+impl AgentApi {
+    async fn test_agent(&self, agent: AgentRow, source: Option<Name>, out: Answers) {
+        let request = RequestId::generate(&self.core.random);
+        let name = agent.name.to_string();
+        let problem =
+            |error: &str| v1::TestSourcesReply { agent: name.clone(), check: None, error: error.to_owned() };
+        let Some(mut answers) = self.checks.ask(self.sessions.registry(), agent.id, request, source) else {
+            // Whoever asked is gone: nobody to tell.
+            let _ = out.send(Ok(problem("is not connected"))).await;
+            return;
+        };
+        loop {
+            let answer = tokio::select! {
+                () = out.closed() => break,
+                answer = tokio::time::timeout(PATIENCE, answers.recv()) => answer,
+            };
+            match answer {
+                Ok(Some(answer)) => {
+                    for check in answer.checks {
+                        let reply = v1::TestSourcesReply {
+                            agent: name.clone(),
+                            check: Some(check_to_wire(check)),
+                            error: String::new(),
+                        };
+                        let _ = out.send(Ok(reply)).await;
+                    }
+                    if answer.last {
+                        break;
+                    }
+                }
+                Ok(None) => break,
+                Err(_) => {
+                    let _ = out.send(Ok(problem("did not answer within two minutes"))).await;
+                    break;
+                }
+            }
+        }
+        self.checks.forget(request);
+    }
+}
+
+fn check_to_wire(check: SourceCheck) -> v1::SourceCheck {
+    v1::SourceCheck {
+        source: check.source,
+        ok: check.ok,
+        detail: check.detail,
+        tool_version: check.tool_version,
+        server_version: check.server_version,
+    }
+}

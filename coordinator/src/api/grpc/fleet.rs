@@ -1,0 +1,178 @@
+//! The fleet at a glance, and the audit, for admins.
+
+use std::collections::HashMap;
+
+use sealift_common::clock::UnixMillis;
+use sealift_proto::v1;
+use sealift_proto::v1::fleet_admin_server::FleetAdmin;
+use tonic::{Request, Response, Status};
+
+use super::{Gate, convert};
+use crate::audit::Action;
+use crate::core::Core;
+use crate::identity::Identities;
+use crate::objects::ObjectStore;
+use crate::runs::state::RunState;
+use crate::sessions::SessionService;
+use crate::store::audit::{self, EventFilter, EventRow};
+use crate::store::fleet::{self, FleetCounts};
+use crate::store::runs::{self, RunFilter};
+use crate::store::{Tx, agents};
+
+/// Failures that the overview shows.
+const RECENT_FAILURES: u32 = 10;
+/// How far back it looks for them, in milliseconds.
+const RECENT_MS: i64 = 7 * 24 * 3_600 * 1_000;
+
+/// The overview.
+#[derive(Debug, Clone)]
+pub struct FleetApi {
+    /// Who calls.
+    pub gate: Gate,
+    /// The database.
+    pub core: Core,
+    /// The trust policy in force.
+    pub identities: Identities,
+    /// What the bucket's probe found.
+    pub objects: ObjectStore,
+    /// Who is connected.
+    pub sessions: SessionService,
+}
+
+impl FleetApi {
+    fn storage(&self) -> v1::StorageStatus {
+        let (settings, report) = (self.objects.settings(), self.objects.report());
+        v1::StorageStatus {
+            endpoint: settings.shown_endpoint(),
+            bucket: settings.bucket.to_string(),
+            prefix: settings.prefix.as_str().to_owned(),
+            writable: report.usable,
+            error: match (&report.error, report.probed) {
+                (Some(error), _) => error.clone(),
+                (None, None) => "not probed yet".to_owned(),
+                (None, Some(_)) => String::new(),
+            },
+            probed_ms: report.probed.unwrap_or_default().0,
+            findings: report
+                .findings
+                .iter()
+                .map(|finding| v1::ProbeFinding {
+                    check: finding.check.to_owned(),
+                    result: finding.result.clone(),
+                    meaning: finding.meaning.to_owned(),
+                    warning: finding.warning,
+                })
+                .collect(),
+        }
+    }
+
+    async fn failures(&self, tx: &mut Tx) -> Result<Vec<v1::Run>, Status> {
+        let filter = RunFilter {
+            state: Some(RunState::Failed),
+            since: UnixMillis(self.core.clock.now().0.saturating_sub(RECENT_MS)),
+            limit: RECENT_FAILURES,
+            ..RunFilter::default()
+        };
+        let mut out = Vec::new();
+        for run in runs::list(tx, &filter).await? {
+            let agent = agents::get(tx, run.agent).await?;
+            out.push(convert::run_row_to_wire(run, agent.as_ref().map_or("", |a| a.name.as_str())));
+        }
+        Ok(out)
+    }
+}
+
+/// What an admin should do something about.
+fn warnings(counts: &FleetCounts, trust_version: u64, storage: &v1::StorageStatus) -> Vec<String> {
+    let mut out = Vec::new();
+    if trust_version == 0 {
+        out.push(
+            "there is no trust policy yet: nothing can be backed up (sealift trust set --recipient age1…)"
+                .into(),
+        );
+    }
+    if !storage.writable {
+        out.push(format!("the object store cannot be used: {}", storage.error));
+    }
+    for finding in storage.findings.iter().filter(|finding| finding.warning) {
+        out.push(format!("object store: {}: {}", finding.check, finding.meaning));
+    }
+    if counts.sources_without_good_backup > 0 {
+        out.push(format!("{} sources have no good backup yet", counts.sources_without_good_backup));
+    }
+    out
+}
+
+fn event_to_wire(event: EventRow) -> v1::AuditEvent {
+    v1::AuditEvent {
+        id: event.id.to_string(),
+        time_ms: event.time.0,
+        actor: event.actor,
+        source_address: event.source_address,
+        request_id: event.request_id,
+        action: event.action,
+        entity: event.entity,
+        outcome: event.outcome,
+        details_json: event.details,
+    }
+}
+
+#[tonic::async_trait]
+impl FleetAdmin for FleetApi {
+    async fn status(&self, request: Request<v1::StatusRequest>) -> Result<Response<v1::StatusReply>, Status> {
+        let ctx = self.gate.context(&request).await?;
+        ctx.authorize(Action::FleetStatus, &"fleet").await.map_err(Status::from)?;
+        let mut conn = self.core.store.reader().await?;
+        let counts = fleet::counts(&mut conn).await?;
+        let trust = self.identities.trust_state(&mut conn).await?;
+        let connected = u32::try_from(self.sessions.registry().count()).unwrap_or(u32::MAX);
+        let trust_version = trust.as_ref().map_or(0, |trust| trust.known.version);
+        let recipients: HashMap<_, _> = trust
+            .iter()
+            .flat_map(|trust| trust.policy.rules.iter().flat_map(|rule| &rule.recipients))
+            .map(|recipient| (recipient.recipient.fingerprint(), ()))
+            .collect();
+        let storage = self.storage();
+        Ok(Response::new(v1::StatusReply {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            agents: counts.agents,
+            agents_connected: connected,
+            agents_silent: counts.agents_active.saturating_sub(connected),
+            sources: counts.sources,
+            sources_without_good_backup: counts.sources_without_good_backup,
+            backups: counts.backups,
+            stored_bytes: counts.stored_bytes,
+            raw_bytes: counts.raw_bytes,
+            recent_failures: self.failures(&mut conn).await?,
+            runs_active: counts.runs_active,
+            trust_version,
+            recipients: u32::try_from(recipients.len()).unwrap_or(u32::MAX),
+            warnings: warnings(&counts, trust_version, &storage),
+            storage: Some(storage),
+            state: "serving".to_owned(),
+        }))
+    }
+
+    async fn list_audit(
+        &self,
+        request: Request<v1::ListAuditRequest>,
+    ) -> Result<Response<v1::ListAuditReply>, Status> {
+        let ctx = self.gate.context(&request).await?;
+        ctx.authorize(Action::AuditList, &"audit").await.map_err(Status::from)?;
+        let wire = request.into_inner();
+        let (limit, after) = convert::page(wire.page);
+        let filter = EventFilter {
+            since: UnixMillis(wire.since_ms),
+            actor: wire.actor,
+            action: wire.action,
+            after: convert::time_cursor(&after)?,
+            limit,
+        };
+        let events = audit::list(&mut *self.core.store.reader().await?, &filter).await?;
+        let next = convert::next(&events, limit, |event| convert::time_cursor_to_wire(event.time, &event.id));
+        Ok(Response::new(v1::ListAuditReply {
+            events: events.into_iter().map(event_to_wire).collect(),
+            next,
+        }))
+    }
+}

@@ -1,0 +1,326 @@
+//! The stream that every agent holds open.
+
+use std::pin::Pin;
+use std::time::Duration;
+
+use futures::Stream;
+use sealift_common::id::{AgentId, RequestId};
+use sealift_proto::v1::agent_message::Message as FromAgent;
+use sealift_proto::v1::coordinator_message::Message as ToAgent;
+use sealift_proto::v1::session_server::Session;
+use sealift_proto::{PROTOCOL_MAX, PROTOCOL_MIN, v1};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::{Gate, convert};
+use crate::audit::{Action, OpContext};
+use crate::identity::Identities;
+use crate::runs::{Progress, Report, RunError};
+use crate::sessions::checks::{CheckAnswer, SourceCheck};
+use crate::sessions::hello::MAX_SOURCES;
+use crate::sessions::registry::SessionEnd;
+use crate::sessions::{Closed, Command, Hello, SaidAttempt, SaidSource, SessionService};
+
+/// How long an agent may take to say hello.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+/// Messages that wait for the network.
+const QUEUE: usize = 16;
+/// Longest text that an agent sends for people, in characters.
+const MAX_TEXT: usize = 500;
+/// When to renew: at this part of a certificate's life.
+const RENEW_AT: f64 = 0.7;
+/// Agents come back within this time after they were asked to.
+const RECONNECT_JITTER_MS: u32 = 5_000;
+
+/// Sessions.
+#[derive(Debug, Clone)]
+pub struct SessionApi {
+    /// Who calls.
+    pub gate: Gate,
+    /// What does the work.
+    pub sessions: SessionService,
+    /// How long certificates live.
+    pub identities: Identities,
+    /// Tests of sources that are under way.
+    pub checks: std::sync::Arc<crate::sessions::checks::Checks>,
+}
+
+type Outgoing = mpsc::Sender<Result<v1::CoordinatorMessage, Status>>;
+
+#[tonic::async_trait]
+impl Session for SessionApi {
+    type OpenStream = Pin<Box<dyn Stream<Item = Result<v1::CoordinatorMessage, Status>> + Send>>;
+
+    async fn open(
+        &self,
+        request: Request<Streaming<v1::AgentMessage>>,
+    ) -> Result<Response<Self::OpenStream>, Status> {
+        let ctx = self.gate.context(&request).await?;
+        ctx.authorize(Action::SessionOpen, &"session").await?;
+        let agent = ctx.agent(Action::SessionOpen)?;
+        let Some(address) = ctx.address() else {
+            return Err(Status::internal("a session without an address"));
+        };
+        let mut incoming = request.into_inner();
+        let hello = first(&mut incoming).await?;
+        let welcome = self.sessions.hello(&ctx, &hello).await?;
+
+        let (outgoing, receiver) = mpsc::channel(QUEUE);
+        let now = self.sessions.core.clock.now();
+        let end = self.sessions.registry.open(agent, hello.instance, address, now);
+        let reply = v1::Welcome {
+            protocol: PROTOCOL_MAX,
+            features: Vec::new(),
+            clock_ms: now.0,
+            heartbeat_ms: millis(self.sessions.settings.heartbeat),
+            reconnect_cap_ms: millis(self.sessions.settings.reconnect_cap),
+            lost: welcome.lost.iter().map(convert::attempt_ref_to_wire).collect(),
+            certificate_renew_after_ms: now.plus(self.identities.settings().agent_life.mul_f64(RENEW_AT)).0,
+        };
+        let mut greetings = vec![ToAgent::Welcome(reply)];
+        greetings.extend(welcome.cancelling.into_iter().map(|attempt| {
+            to_wire(Command::Cancel {
+                attempt,
+                reason: "the run was cancelled while this host was away".to_owned(),
+            })
+        }));
+        tracing::info!(%agent, %address, version = hello.version, "an agent has connected");
+        let session = Live { api: self.clone(), ctx, agent, outgoing };
+        tokio::spawn(session.serve(incoming, end, greetings));
+        // What may have waited for this agent.
+        self.sessions.runs.wake();
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+}
+
+fn millis(duration: Duration) -> u32 {
+    u32::try_from(duration.as_millis()).unwrap_or(u32::MAX)
+}
+
+async fn first(incoming: &mut Streaming<v1::AgentMessage>) -> Result<Hello, Status> {
+    let silent = |_| Status::deadline_exceeded("the first message must be Hello, within 10 s");
+    let message = tokio::time::timeout(HELLO_TIMEOUT, incoming.message()).await.map_err(silent)??;
+    match message.and_then(|m| m.message) {
+        Some(FromAgent::Hello(hello)) => parse_hello(hello),
+        _ => Err(Status::invalid_argument("the first message must be Hello")),
+    }
+}
+
+#[allow(clippy::result_large_err)]
+fn parse_hello(hello: v1::Hello) -> Result<Hello, Status> {
+    if hello.protocol_max < PROTOCOL_MIN || hello.protocol_min > PROTOCOL_MAX {
+        return Err(Status::failed_precondition(format!(
+            "upgrade_required: this coordinator speaks protocol {PROTOCOL_MIN} to {PROTOCOL_MAX}, the agent {} to {}",
+            hello.protocol_min, hello.protocol_max
+        )));
+    }
+    let attempt = |said: v1::AttemptState| {
+        let interrupted = match said.phase() {
+            v1::AttemptPhase::Running => None,
+            v1::AttemptPhase::Interrupted => Some(short(&said.failure)),
+            v1::AttemptPhase::Unspecified => return Err(convert::bad_field("attempts.phase", "is missing")),
+        };
+        Ok(SaidAttempt { attempt: convert::attempt_ref(said.attempt)?, interrupted })
+    };
+    Ok(Hello {
+        instance: convert::bytes("instance_id", &hello.instance_id)?,
+        version: hello.agent_version,
+        os: hello.os,
+        timezone: hello.timezone,
+        sources: parse_sources(hello.sources.unwrap_or_default())?,
+        attempts: hello.attempts.into_iter().map(attempt).collect::<Result<_, _>>()?,
+    })
+}
+
+#[allow(clippy::result_large_err)]
+fn parse_sources(list: v1::SourceList) -> Result<Vec<SaidSource>, Status> {
+    if list.sources.len() > MAX_SOURCES {
+        return Err(convert::bad_field("sources", format!("at most {MAX_SOURCES}")));
+    }
+    let source = |said: v1::SourceInfo| {
+        Ok(SaidSource {
+            name: convert::text("sources.name", &said.name)?,
+            kind: short(&said.kind),
+            detail: short(&said.detail),
+            credential_origins: said.credential_origins.iter().take(16).map(|origin| short(origin)).collect(),
+        })
+    };
+    list.sources.into_iter().map(source).collect()
+}
+
+fn short(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(MAX_TEXT).collect()
+}
+
+/// A session that is open.
+struct Live {
+    api: SessionApi,
+    ctx: OpContext,
+    agent: AgentId,
+    outgoing: Outgoing,
+}
+
+impl Live {
+    async fn serve(
+        self,
+        mut incoming: Streaming<v1::AgentMessage>,
+        mut end: SessionEnd,
+        greetings: Vec<ToAgent>,
+    ) {
+        let number = end.number;
+        let why = self.pump(&mut incoming, &mut end, greetings).await;
+        self.api.sessions.registry.ended(self.agent, number);
+        tracing::info!(agent = %self.agent, why = why.as_ref().map_or("the agent left", Status::message), "a session ended");
+        if let Some(status) = why {
+            // The agent is gone already: nobody to tell.
+            let _ = self.outgoing.try_send(Err(status));
+        }
+    }
+
+    /// Carries messages both ways until the session ends; says why, where the agent does not know.
+    async fn pump(
+        &self,
+        incoming: &mut Streaming<v1::AgentMessage>,
+        end: &mut SessionEnd,
+        greetings: Vec<ToAgent>,
+    ) -> Option<Status> {
+        for greeting in greetings {
+            self.tell(greeting).await?;
+        }
+        let silence = self.api.sessions.settings.silence();
+        loop {
+            // One arm at a time: what an agent says is taken in before the next of its words is read.
+            let mut stop_waiting = end.closed.clone();
+            tokio::select! {
+                biased;
+                () = async { drop(stop_waiting.wait_for(Option::is_some).await) } => return closed(end),
+                command = end.commands.recv() => match command {
+                    Some(command) => self.tell(to_wire(command)).await?,
+                    None => return closed(end),
+                },
+                message = tokio::time::timeout(silence, incoming.message()) => match message {
+                    Err(_) => return Some(Status::deadline_exceeded("nothing was heard of the agent for too long")),
+                    Ok(Ok(Some(v1::AgentMessage { message: Some(message) }))) => {
+                        self.api.sessions.registry.heard(self.agent, self.api.sessions.core.clock.now());
+                        if let Err(status) = self.take(message).await {
+                            return Some(status);
+                        }
+                    }
+                    Ok(Ok(Some(v1::AgentMessage { message: None }))) => {} // of a newer agent
+                    Ok(Ok(None) | Err(_)) => return None,
+                },
+            }
+        }
+    }
+
+    /// `None`, by `?`, ends the session: the agent does not take messages any more.
+    async fn tell(&self, message: ToAgent) -> Option<()> {
+        let message = v1::CoordinatorMessage { message: Some(message) };
+        let sent =
+            tokio::time::timeout(self.api.sessions.settings.silence(), self.outgoing.send(Ok(message)));
+        sent.await.ok()?.ok()
+    }
+
+    async fn take(&self, message: FromAgent) -> Result<(), Status> {
+        let runs = &self.api.sessions.runs;
+        match message {
+            FromAgent::Heartbeat(_) => Ok(()),
+            FromAgent::Hello(_) => Err(Status::invalid_argument("Hello comes first, and once")),
+            FromAgent::Sources(list) => {
+                Ok(self.api.sessions.sources_changed(&self.ctx, &parse_sources(list)?).await?)
+            }
+            FromAgent::OfferReply(reply) => {
+                let rejected = (!reply.accepted).then(|| rejection(&reply));
+                let attempt = convert::attempt_ref(reply.attempt)?;
+                tolerate(runs.answered(self.agent, &attempt, rejected).await)
+            }
+            FromAgent::Progress(wire) => {
+                let attempt = convert::attempt_ref(wire.attempt)?;
+                let progress = Progress {
+                    raw_bytes: wire.raw_bytes,
+                    new_raw_bytes: wire.new_raw_bytes,
+                    stored_bytes: wire.stored_bytes,
+                    packs: wire.packs,
+                    stage: short(&wire.stage),
+                    expected_raw_bytes: wire.expected_raw_bytes,
+                    log_line: short(&wire.log_line),
+                };
+                tolerate(runs.take_progress(self.agent, &attempt, progress).await)
+            }
+            FromAgent::SourceTest(result) => {
+                let request: RequestId = convert::bytes("source_test.request_id", &result.request_id)?;
+                let check = |check: v1::SourceCheck| SourceCheck {
+                    source: short(&check.source),
+                    ok: check.ok,
+                    detail: short(&check.detail),
+                    tool_version: short(&check.tool_version),
+                    server_version: short(&check.server_version),
+                };
+                let checks = result.checks.into_iter().take(MAX_SOURCES).map(check).collect();
+                self.api.checks.answered(self.agent, request, CheckAnswer { checks, last: result.last });
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Late words about attempts that are over are no reason to end a session; a database that fails is.
+#[allow(clippy::result_large_err)]
+fn tolerate(outcome: Result<(), RunError>) -> Result<(), Status> {
+    match outcome {
+        Err(error @ RunError::Store(_)) => Err(error.into()),
+        Err(error) => {
+            tracing::info!(%error, "a late word of an agent was dropped");
+            Ok(())
+        }
+        Ok(()) => Ok(()),
+    }
+}
+
+fn rejection(reply: &v1::OfferReply) -> Report {
+    let (why, retryable) = match reply.reject() {
+        v1::RejectReason::Busy => ("another backup of this source runs on the host", true),
+        v1::RejectReason::UnknownSource => ("the host does not have this source any more", false),
+        v1::RejectReason::StateDiskFull => ("the disk with the agent's state is full", true),
+        v1::RejectReason::NoTrustPolicy => ("the host has no trust policy that it can verify", false),
+        v1::RejectReason::Unspecified => ("the host refused", true),
+    };
+    let reason = short(&reply.reason);
+    let error = if reason.is_empty() { why.to_owned() } else { format!("{why}: {reason}") };
+    Report { error, retryable, ..Report::default() }
+}
+
+fn closed(end: &SessionEnd) -> Option<Status> {
+    let why = end.closed.borrow().clone();
+    Some(match why {
+        Some(Closed::Replaced) => Status::aborted("this agent has opened a newer session"),
+        Some(Closed::Revoked) => Status::permission_denied("this agent was revoked"),
+        Some(Closed::Silent) => Status::deadline_exceeded("nothing was heard of the agent for too long"),
+        Some(Closed::Deaf) => Status::resource_exhausted("the agent does not take what it is sent"),
+        Some(Closed::Stopping) | None => Status::unavailable("the coordinator stops; try again"),
+    })
+}
+
+fn to_wire(command: Command) -> ToAgent {
+    match command {
+        Command::Offer { attempt, series, source, trace_parent } => ToAgent::Offer(v1::Offer {
+            attempt: Some(convert::attempt_ref_to_wire(&attempt)),
+            series_id: series.to_vec(),
+            source: source.into(),
+            limits: Some(v1::Limits::default()),
+            trace_parent,
+        }),
+        Command::Cancel { attempt, reason } => ToAgent::Cancel(v1::CancelAttempt {
+            attempt: Some(convert::attempt_ref_to_wire(&attempt)),
+            reason,
+        }),
+        Command::TestSource { request, source } => ToAgent::TestSource(v1::TestSource {
+            request_id: request.to_vec(),
+            source: source.map(String::from).unwrap_or_default(),
+        }),
+        Command::Reconnect { reason } => {
+            ToAgent::Reconnect(v1::Reconnect { jitter_ms: RECONNECT_JITTER_MS, reason })
+        }
+    }
+}

@@ -1,0 +1,337 @@
+//! Puts the parts together, starts them and stops them.
+//!
+//! Stopping: first softly (no new connections, agents are asked to come back, what is under way is finished), then hard.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use sealift_common::clock::Clock;
+use sealift_common::id::Random;
+use sealift_common::lifecycle::Lifecycle;
+use sealift_common::name::Name;
+use sealift_common::tls::TlsError;
+use sealift_proto::v1;
+use tokio::net::TcpListener;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Server;
+use url::Url;
+
+use crate::api::grpc::agents::AgentApi;
+use crate::api::grpc::enrollment::EnrollmentApi;
+use crate::api::grpc::fleet::FleetApi;
+use crate::api::grpc::runs::RunApi;
+use crate::api::grpc::session::SessionApi;
+use crate::api::grpc::tokens::TokenApi;
+use crate::api::grpc::trust::TrustApi;
+use crate::api::grpc::{Gate, MAX_REQUEST, span};
+use crate::api::limits::Limits;
+use crate::api::listener::{self, Clients, ServerTls};
+use crate::config::Settings;
+use crate::core::Core;
+use crate::identity::Identities;
+use crate::identity::ca::{Ca, CaError, SERVER_LIFE};
+use crate::objects::http::InvalidTls;
+use crate::objects::{ObjectStore, monitor};
+use crate::runs::Runs;
+use crate::sessions::checks::Checks;
+use crate::sessions::{Closed, Command, SessionService, Sessions};
+use crate::store::{Store, StoreError};
+
+/// Largest trust policy that is read.
+const MAX_TRUST: usize = 20 * 1024 * 1024;
+/// Largest enrolment that is read.
+const MAX_ENROLMENT: usize = 64 * 1024;
+/// How long agents have to leave by themselves when the coordinator stops.
+const LEAVE: Duration = Duration::from_secs(2);
+/// How often idle state is tidied up, and what failed before is tried again.
+const TIDY: Duration = Duration::from_secs(30);
+
+/// Why the coordinator does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum AppError {
+    /// The database.
+    #[error("cannot use the database")]
+    Store(#[from] StoreError),
+    /// The CA.
+    #[error("cannot use the CA")]
+    Ca(#[from] CaError),
+    /// The object store's certificates.
+    #[error("cannot reach the object store")]
+    Storage(#[from] InvalidTls),
+    /// The coordinator's own TLS.
+    #[error("cannot serve TLS")]
+    Tls(#[from] TlsError),
+    /// An address that cannot be listened on.
+    #[error("cannot listen on {address}: is another program using it?")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A file for an admin.
+    #[error("cannot write {}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// A coordinator that is ready to serve.
+#[derive(Debug)]
+pub struct Coordinator {
+    /// Database, time, randomness.
+    pub core: Core,
+    /// CA, tokens, agents, trust.
+    pub identities: Identities,
+    /// The bucket.
+    pub objects: ObjectStore,
+    /// Runs and attempts.
+    pub runs: Runs,
+    /// Who is connected.
+    pub sessions: SessionService,
+    ca: Arc<Ca>,
+    settings: Settings,
+}
+
+/// Where a coordinator really listens.
+#[derive(Debug, Clone, Copy)]
+pub struct Addresses {
+    /// gRPC.
+    pub grpc: SocketAddr,
+    /// HTTPS.
+    pub http: SocketAddr,
+}
+
+async fn bind(address: SocketAddr) -> Result<(TcpListener, SocketAddr), AppError> {
+    let failed = |source| AppError::Listen { address, source };
+    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let bound = listener.local_addr().map_err(failed)?;
+    Ok((listener, bound))
+}
+
+/// Listens before anything else is done, so that a `dev` on port 0 knows its address when it makes its settings.
+#[derive(Debug)]
+pub struct Listeners {
+    grpc: TcpListener,
+    http: TcpListener,
+    addresses: Addresses,
+}
+
+impl Listeners {
+    /// Binds both ports.
+    ///
+    /// # Errors
+    /// [`AppError::Listen`].
+    pub async fn bind(grpc: SocketAddr, http: SocketAddr) -> Result<Self, AppError> {
+        let ((grpc, grpc_at), (http, http_at)) = (bind(grpc).await?, bind(http).await?);
+        Ok(Self { grpc, http, addresses: Addresses { grpc: grpc_at, http: http_at } })
+    }
+
+    /// Where they really are.
+    pub fn addresses(&self) -> Addresses {
+        self.addresses
+    }
+
+    /// The gRPC port as a URL for agents and admins on this machine.
+    ///
+    /// # Errors
+    /// Never for an address that was bound.
+    pub fn url(&self) -> Result<Url, url::ParseError> {
+        Url::parse(&format!("https://{}", self.addresses.grpc))
+    }
+}
+
+impl Coordinator {
+    /// Opens database, CA and object store. Nothing is served yet.
+    ///
+    /// # Errors
+    /// [`AppError`].
+    pub async fn open(settings: Settings, clock: Clock, random: Random) -> Result<Self, AppError> {
+        let store = Store::open(&settings.database).await?;
+        let core = Core::load(store, clock.clone(), random.clone()).await?;
+        let ca = Arc::new(Ca::open_or_create(
+            &settings.ca_dir,
+            settings.trust_domain.clone(),
+            clock.clone(),
+            random,
+        )?);
+        let objects = ObjectStore::new(settings.storage.clone(), clock)?;
+        let identities =
+            Identities::new(core.clone(), ca.clone(), objects.clone(), settings.identity.clone());
+        let registry = Arc::new(Sessions::default());
+        let runs = Runs::new(core.clone(), registry.clone(), settings.sessions.lease());
+        let sessions = SessionService::new(core.clone(), runs.clone(), registry, settings.sessions);
+        Ok(Self { core, identities, objects, runs, sessions, ca, settings })
+    }
+
+    /// The CA.
+    pub fn ca(&self) -> &Ca {
+        &self.ca
+    }
+
+    /// Writes `admin.pem` and `admin.key` for an admin into `dir`, if the ones there are not good for another month.
+    ///
+    /// # Errors
+    /// [`AppError`].
+    pub async fn write_admin(&self, name: &Name, dir: &Path, replace: bool) -> Result<(), AppError> {
+        crate::identity::admins::write(&self.core, &self.ca, name, dir, replace).await
+    }
+
+    /// Serves on `listeners` until `lifecycle` stops it; all its tasks are tracked there.
+    ///
+    /// # Errors
+    /// [`AppError`] where TLS cannot be set up.
+    pub fn serve(self, listeners: Listeners, lifecycle: &Lifecycle) -> Result<(), AppError> {
+        let own = self.ca.issue_server(&self.settings.dns_names, &self.settings.addresses)?;
+        let grpc_tls = ServerTls::new(&self.ca, &own, Clients::Certified)?;
+        let http_tls = ServerTls::new(&self.ca, &own, Clients::Any)?;
+        let domain = self.settings.trust_domain.clone();
+        let (soft, tracker) = (&lifecycle.soft, &lifecycle.tracker);
+
+        let (grpc_out, grpc_in) = listener::queue();
+        tracker.spawn(listener::accept(
+            listeners.grpc,
+            grpc_tls.clone(),
+            domain.clone(),
+            soft.clone(),
+            grpc_out,
+        ));
+        let (http_out, http_in) = listener::queue();
+        tracker.spawn(listener::accept(listeners.http, http_tls.clone(), domain, soft.clone(), http_out));
+        tracker.spawn(crate::api::http::serve(self.core.clone(), http_in));
+
+        let limits = Limits::default();
+        let router = self.router(limits.clone(), soft.clone());
+        let drained = drain(self.sessions.registry().clone(), soft.clone());
+        tracker.spawn(async move {
+            if let Err(error) =
+                router.serve_with_incoming_shutdown(ReceiverStream::new(grpc_in), drained).await
+            {
+                tracing::error!(error = &error as &dyn std::error::Error, "the gRPC server ended");
+            }
+        });
+
+        tracker.spawn(monitor::run(self.objects.clone(), self.core.random.clone(), soft.clone()));
+        tracker.spawn(self.runs.clone().dispatch(soft.clone()));
+        tracker.spawn(self.runs.clone().keep_leases(soft.clone()));
+        tracker.spawn(tidy(self.identities.clone(), limits, soft.clone()));
+        tracker.spawn(renew_own(self.ca, self.settings, vec![grpc_tls, http_tls], soft.clone()));
+        Ok(())
+    }
+
+    fn router(&self, limits: Limits, stop: CancellationToken) -> tonic::transport::server::Router {
+        let gate = Gate::new(self.core.clone(), self.identities.clone(), limits);
+        let checks = Arc::new(Checks::default());
+        let (core, identities, sessions) = (&self.core, &self.identities, &self.sessions);
+        let enrolment = EnrollmentApi { gate: gate.clone(), identities: identities.clone() };
+        let session = SessionApi {
+            gate: gate.clone(),
+            sessions: sessions.clone(),
+            identities: identities.clone(),
+            checks: checks.clone(),
+        };
+        let tokens = TokenApi { gate: gate.clone(), identities: identities.clone() };
+        let agents = AgentApi {
+            gate: gate.clone(),
+            core: core.clone(),
+            identities: identities.clone(),
+            sessions: sessions.clone(),
+            checks,
+        };
+        let trust = TrustApi { gate: gate.clone(), identities: identities.clone() };
+        let runs = RunApi { gate: gate.clone(), core: core.clone(), runs: self.runs.clone(), stop };
+        let fleet = FleetApi {
+            gate,
+            core: core.clone(),
+            identities: identities.clone(),
+            objects: self.objects.clone(),
+            sessions: sessions.clone(),
+        };
+        let (_, health) = tonic_health::server::health_reporter();
+        Server::builder()
+            .trace_fn(span)
+            .http2_keepalive_interval(Some(Duration::from_secs(20)))
+            .http2_keepalive_timeout(Some(Duration::from_secs(10)))
+            .max_concurrent_streams(1_024)
+            .add_service(health)
+            .add_service(
+                v1::enrollment_server::EnrollmentServer::new(enrolment.clone())
+                    .max_decoding_message_size(MAX_ENROLMENT),
+            )
+            .add_service(
+                v1::certificates_server::CertificatesServer::new(enrolment)
+                    .max_decoding_message_size(MAX_ENROLMENT),
+            )
+            .add_service(
+                v1::session_server::SessionServer::new(session).max_decoding_message_size(MAX_REQUEST),
+            )
+            .add_service(
+                v1::token_admin_server::TokenAdminServer::new(tokens).max_decoding_message_size(MAX_REQUEST),
+            )
+            .add_service(
+                v1::agent_admin_server::AgentAdminServer::new(agents).max_decoding_message_size(MAX_REQUEST),
+            )
+            .add_service(
+                v1::trust_admin_server::TrustAdminServer::new(trust).max_decoding_message_size(MAX_TRUST),
+            )
+            .add_service(
+                v1::run_admin_server::RunAdminServer::new(runs).max_decoding_message_size(MAX_REQUEST),
+            )
+            .add_service(
+                v1::fleet_admin_server::FleetAdminServer::new(fleet).max_decoding_message_size(MAX_REQUEST),
+            )
+        // The services of backups and restores are added below this line.
+    }
+}
+
+/// Ends when the coordinator stops and its agents have left or were told to.
+async fn drain(sessions: Arc<Sessions>, stop: CancellationToken) {
+    stop.cancelled().await;
+    sessions.send_all(&Command::Reconnect { reason: "the coordinator stops".to_owned() });
+    let empty = async {
+        while sessions.count() > 0 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    if tokio::time::timeout(LEAVE, empty).await.is_err() {
+        sessions.close_all(&Closed::Stopping);
+    }
+}
+
+async fn tidy(identities: Identities, limits: Limits, stop: CancellationToken) {
+    loop {
+        if let Err(error) = identities.store_trust().await {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "a trust policy is not in the bucket yet"
+            );
+        }
+        limits.forget_idle();
+        tokio::select! { () = stop.cancelled() => return, () = tokio::time::sleep(TIDY) => {} }
+    }
+}
+
+/// The coordinator's own certificate is replaced long before it expires.
+async fn renew_own(ca: Arc<Ca>, settings: Settings, servers: Vec<ServerTls>, stop: CancellationToken) {
+    loop {
+        tokio::select! { () = stop.cancelled() => return, () = tokio::time::sleep(SERVER_LIFE / 2) => {} }
+        let renewed =
+            ca.issue_server(&settings.dns_names, &settings.addresses).map_err(AppError::from).and_then(
+                |own| servers.iter().try_for_each(|tls| tls.replace(&ca, &own)).map_err(AppError::from),
+            );
+        if let Err(error) = renewed {
+            tracing::error!(
+                error = &error as &dyn std::error::Error,
+                "cannot renew the coordinator's certificate"
+            );
+        }
+    }
+}

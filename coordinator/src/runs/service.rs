@@ -1,0 +1,384 @@
+//! What admins and agents do with runs, each in one transaction with its audit events.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures::FutureExt as _;
+use sealift_common::clock::UnixMillis;
+use sealift_common::id::{AgentId, InstanceId, RunId};
+use tokio::sync::{Notify, broadcast};
+
+use super::attempt::{AttemptRef, Report, advance, fence, find};
+use super::state::{AttemptEvent, AttemptState, RunEvent, RunState};
+use super::{Attempt, RunError};
+use crate::audit::{Action, Details, OpContext, Outcome};
+use crate::core::Core;
+use crate::sessions::{Command, Sessions};
+use crate::store::runs::{self, RunRow};
+use crate::store::sources::{self, SourceRow};
+use crate::store::{Tx, attempts, trust};
+
+/// Most changes that a watcher may be behind before it is told to look again.
+const CHANGES: usize = 1_024;
+
+/// How far a backup is, as its agent says; kept in memory only.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Read from the source so far.
+    pub raw_bytes: u64,
+    /// Of these, not found in earlier backups.
+    pub new_raw_bytes: u64,
+    /// Acknowledged by the store.
+    pub stored_bytes: u64,
+    /// How many packs that makes.
+    pub packs: u64,
+    /// dumping, uploading, committing.
+    pub stage: String,
+    /// An estimate; 0 where unknown.
+    pub expected_raw_bytes: u64,
+    /// One line for people; may be empty.
+    pub log_line: String,
+}
+
+/// A run with its attempts and what is known of its progress.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunView {
+    /// The run.
+    pub run: RunRow,
+    /// Its attempts, in order.
+    pub attempts: Vec<Attempt>,
+    /// Of the attempt that is under way.
+    pub progress: Option<Progress>,
+}
+
+/// Runs and attempts. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Runs {
+    pub(super) core: Core,
+    pub(super) sessions: Arc<Sessions>,
+    /// This coordinator process, as leases name it.
+    pub(super) owner: String,
+    /// How long an attempt outlives the last word of its agent.
+    pub(super) lease: Duration,
+    pub(super) wake: Arc<Notify>,
+    changes: broadcast::Sender<RunId>,
+    progress: Arc<Mutex<HashMap<RunId, Progress>>>,
+}
+
+impl Runs {
+    /// Runs of the installation of `core`, on the agents of `sessions`.
+    pub fn new(core: Core, sessions: Arc<Sessions>, lease: Duration) -> Self {
+        let owner = InstanceId::generate(&core.random).to_string();
+        let (changes, _) = broadcast::channel(CHANGES);
+        Self { core, sessions, owner, lease, wake: Arc::default(), changes, progress: Arc::default() }
+    }
+
+    /// To be called once a transaction that moved an attempt is committed: watchers look again, and what waits may start.
+    pub fn changed(&self, run: RunId) {
+        // Nobody watches: nobody to tell.
+        let _ = self.changes.send(run);
+        self.wake();
+    }
+
+    /// Something may be startable now.
+    pub fn wake(&self) {
+        self.wake.notify_one();
+    }
+
+    /// Ids of runs, as they change.
+    pub fn watch(&self) -> broadcast::Receiver<RunId> {
+        self.changes.subscribe()
+    }
+
+    fn progress_of(&self, run: RunId) -> Option<Progress> {
+        self.progress.lock().unwrap_or_else(std::sync::PoisonError::into_inner).get(&run).cloned()
+    }
+
+    /// Takes in how far an attempt is. Words about attempts that are over, or not this agent's, are dropped.
+    ///
+    /// # Errors
+    /// The database's own.
+    pub async fn take_progress(
+        &self,
+        agent: AgentId,
+        attempt: &AttemptRef,
+        progress: Progress,
+    ) -> Result<(), RunError> {
+        match fence(&mut *self.core.store.reader().await?, attempt, agent).await {
+            Ok(_) => {
+                let mut all = self.progress.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                all.insert(attempt.run, progress);
+            }
+            Err(RunError::Store(error)) => return Err(error.into()),
+            Err(_) => return Ok(()),
+        }
+        let _ = self.changes.send(attempt.run);
+        Ok(())
+    }
+
+    /// Asks for one backup of each of `sources`. A source that has a run which has not ended gets that one again.
+    ///
+    /// # Errors
+    /// [`RunError::NoTrustPolicy`], or those of access and database.
+    pub async fn start(
+        &self,
+        ctx: &OpContext,
+        sources: &[SourceRow],
+        trace_parent: &str,
+    ) -> Result<Vec<RunRow>, RunError> {
+        let names: Vec<String> = sources.iter().map(|s| format!("{}/{}", s.agent, s.name)).collect();
+        let details = Details::none().with("sources", names);
+        let started = ctx
+            .perform(Action::RunStart, &"runs", details, |tx, _| {
+                async move {
+                    if trust::newest(tx).await?.is_none() {
+                        return Err(RunError::NoTrustPolicy);
+                    }
+                    let mut out = Vec::new();
+                    for source in sources {
+                        out.push(self.queue(tx, ctx, source, trace_parent).await?);
+                    }
+                    let ids: Vec<String> = out.iter().map(|run| run.id.to_string()).collect();
+                    Ok((out, Details::none().with("runs", ids)))
+                }
+                .boxed()
+            })
+            .await?;
+        self.wake();
+        Ok(started)
+    }
+
+    async fn queue(
+        &self,
+        tx: &mut Tx,
+        ctx: &OpContext,
+        source: &SourceRow,
+        trace_parent: &str,
+    ) -> Result<RunRow, RunError> {
+        if let Some(run) = runs::newest_of_series(tx, source.series).await?
+            && !run.state.is_over()
+        {
+            return Ok(run);
+        }
+        let now = self.core.clock.now();
+        let run = RunRow {
+            id: RunId::generate(&self.core.random),
+            agent: source.agent,
+            source: source.name.clone(),
+            series: source.series,
+            state: RunState::Queued,
+            created: now,
+            due: now,
+            started: None,
+            ended: None,
+            attempts: 0,
+            cancelled_by: None,
+            requested_by: ctx.actor().to_string(),
+            trace_parent: trace_parent.to_owned(),
+            backup: None,
+            error: String::new(),
+        };
+        runs::insert(tx, &run).await?;
+        Ok(run)
+    }
+
+    /// The run that `text` names: an id or an unambiguous beginning of one.
+    ///
+    /// # Errors
+    /// [`RunError::NotFound`], [`RunError::Ambiguous`], or the database's own.
+    pub async fn find(&self, tx: &mut Tx, text: &str) -> Result<RunRow, RunError> {
+        let shown = || text.chars().take(80).collect::<String>();
+        let looks_like_id = !text.is_empty() && text.bytes().all(|c| c.is_ascii_hexdigit() || c == b'-');
+        let mut found =
+            if looks_like_id { runs::by_prefix(tx, &text.to_ascii_lowercase()).await? } else { vec![] };
+        match (found.pop(), found.is_empty()) {
+            (Some(run), true) => Ok(run),
+            (Some(_), false) => Err(RunError::Ambiguous(shown())),
+            (None, _) => Err(RunError::NotFound { what: format!("run {:?}", shown()) }),
+        }
+    }
+
+    /// One run with all that is known of it.
+    ///
+    /// # Errors
+    /// As [`Runs::find`], and those of access.
+    pub async fn show(&self, ctx: &OpContext, text: &str) -> Result<RunView, RunError> {
+        ctx.authorize(Action::RunShow, &"run").await?;
+        let mut conn = self.core.store.reader().await?;
+        let run = self.find(&mut conn, text).await?;
+        self.view(&mut conn, run).await
+    }
+
+    /// A run's row with its attempts and progress.
+    ///
+    /// # Errors
+    /// The database's own.
+    pub async fn view(&self, tx: &mut Tx, run: RunRow) -> Result<RunView, RunError> {
+        let attempts = attempts::of_run(tx, run.id).await?;
+        let progress = self.progress_of(run.id);
+        Ok(RunView { run, attempts, progress })
+    }
+
+    /// Ends a run: at once where nothing is under way, else as soon as its agent has stopped.
+    ///
+    /// # Errors
+    /// As [`Runs::find`], [`RunError::Illegal`] where it is over or its manifest is on the way, and those of access.
+    pub async fn cancel(&self, ctx: &OpContext, text: &str, reason: &str) -> Result<RunView, RunError> {
+        let entity = format!("run:{}", text.chars().take(80).collect::<String>());
+        let details = Details::none().with("reason", reason);
+        let (run, told) = ctx
+            .perform(Action::RunCancel, &entity, details, |tx, _| {
+                async move {
+                    let mut run = self.find(tx, text).await?;
+                    let now = self.core.clock.now();
+                    run.state = run.state.apply(RunEvent::Cancel)?;
+                    run.cancelled_by = Some(ctx.actor().to_string());
+                    if run.state.is_over() {
+                        run.ended = Some(now);
+                        reason.clone_into(&mut run.error);
+                    }
+                    let mut told = None;
+                    if let Some(open) =
+                        attempts::of_run(tx, run.id).await?.into_iter().find(|a| a.ended.is_none())
+                    {
+                        let report = Report { error: reason.to_owned(), ..Report::default() };
+                        told = Some(advance(tx, now, &open, AttemptEvent::Cancel, report).await?);
+                    }
+                    runs::update(tx, &run).await?;
+                    let said = Details::none().with("run", run.id.to_string());
+                    Ok::<_, RunError>(((run, told), said))
+                }
+                .boxed()
+            })
+            .await?;
+        if let Some(attempt) = told {
+            let cancel = Command::Cancel { attempt: attempt.reference(), reason: reason.to_owned() };
+            // Away: it is told when it connects, or its lease ends.
+            self.sessions.send(attempt.agent, cancel);
+        }
+        self.changed(run.id);
+        self.view(&mut *self.core.store.reader().await?, run).await
+    }
+
+    /// An agent answered an offer.
+    ///
+    /// # Errors
+    /// As [`fence`], [`RunError::Illegal`], or the database's own.
+    pub async fn answered(
+        &self,
+        agent: AgentId,
+        reference: &AttemptRef,
+        rejected: Option<Report>,
+    ) -> Result<(), RunError> {
+        let (now, lease, rejected) = (self.core.clock.now(), self.lease, &rejected);
+        let instance = self.sessions.instance(agent);
+        self.core
+            .store
+            .run_tx("offer answered", move |tx, _| {
+                async move {
+                    let mut attempt = fence(tx, reference, agent).await?;
+                    attempt.instance = instance.or(attempt.instance);
+                    attempt.lease_expires = now.plus(lease);
+                    let (event, report) = match rejected {
+                        None => (AttemptEvent::Accept, Report::default()),
+                        Some(report) => (AttemptEvent::Reject, report.clone()),
+                    };
+                    advance(tx, now, &attempt, event, report).await?;
+                    Ok::<_, RunError>(())
+                }
+                .boxed()
+            })
+            .await?;
+        self.changed(reference.run);
+        Ok(())
+    }
+
+    /// An agent says that its attempt ended without a backup. Late and repeated reports are no errors: they get the outcome
+    /// that was recorded.
+    ///
+    /// # Errors
+    /// [`RunError::NotFound`], [`RunError::NotYours`], [`RunError::Stale`], or those of access and database.
+    pub async fn fail(
+        &self,
+        ctx: &OpContext,
+        reference: &AttemptRef,
+        report: Report,
+        stopped: bool,
+    ) -> Result<Attempt, RunError> {
+        let agent = ctx.agent(Action::AttemptFail)?;
+        let details =
+            Details::none().with("error", report.error.as_str()).with("retryable", report.retryable);
+        let report = &report;
+        let attempt = ctx
+            .perform(Action::AttemptFail, &format!("attempt:{reference}"), details, move |tx, _| {
+                async move {
+                    let attempt = find(tx, reference, agent).await?;
+                    if attempt.ended.is_some() {
+                        return Ok::<_, RunError>((attempt, Details::none().with("late", true)));
+                    }
+                    let event = match (stopped, attempt.state) {
+                        (true, AttemptState::Preparing) | (false, _) => AttemptEvent::Fail,
+                        (true, _) => AttemptEvent::Stopped,
+                    };
+                    let now = self.core.clock.now();
+                    let attempt = advance(tx, now, &attempt, event, report.clone()).await?;
+                    let said = Details::none().with("state", attempt.state.as_str());
+                    Ok((attempt, said))
+                }
+                .boxed()
+            })
+            .await?;
+        self.forget_progress(reference.run);
+        self.changed(reference.run);
+        Ok(attempt)
+    }
+
+    pub(super) fn forget_progress(&self, run: RunId) {
+        self.progress.lock().unwrap_or_else(std::sync::PoisonError::into_inner).remove(&run);
+    }
+
+    /// The source that a run backs up.
+    ///
+    /// # Errors
+    /// The database's own.
+    pub async fn source_of(&self, tx: &mut Tx, run: &RunRow) -> Result<Option<SourceRow>, RunError> {
+        Ok(sources::get(tx, run.agent, &run.source).await?)
+    }
+
+    /// Ends attempts whose lease ended; their runs go on with the next one, or fail.
+    ///
+    /// # Errors
+    /// The database's own.
+    pub async fn expire(&self, now: UnixMillis) -> Result<usize, RunError> {
+        const BATCH: u32 = 100;
+        let ctx = &OpContext::coordinator(&self.core);
+        let ended = self
+            .core
+            .store
+            .run_tx("end leases", move |tx, _| {
+                async move {
+                    let expired = attempts::expired(tx, now, BATCH).await?;
+                    for attempt in &expired {
+                        let error = match attempt.state {
+                            AttemptState::Offered => "the agent did not answer the offer",
+                            _ => "the agent was not heard of until the lease ended",
+                        };
+                        let report = Report { error: error.to_owned(), ..Report::default() };
+                        advance(tx, now, attempt, AttemptEvent::Lose, report).await?;
+                        let entity = format!("attempt:{}", attempt.reference());
+                        let said = Details::none().with("error", error);
+                        ctx.record(tx, Action::AttemptLose, &entity, Outcome::Done, said).await?;
+                    }
+                    Ok::<_, RunError>(expired)
+                }
+                .boxed()
+            })
+            .await?;
+        for attempt in &ended {
+            self.forget_progress(attempt.run);
+            self.changed(attempt.run);
+        }
+        Ok(ended.len())
+    }
+}

@@ -1,0 +1,213 @@
+//! What an agent says when it connects, and what that changes: its sources, and the attempts it works on.
+
+use std::collections::{BTreeMap, HashSet};
+use std::net::SocketAddr;
+
+use futures::FutureExt as _;
+use sealift_common::id::{AgentId, InstanceId, SeriesId};
+use sealift_common::name::Name;
+
+use super::SessionService;
+use crate::audit::{Action, Details, OpContext, Outcome};
+use crate::identity::enrol::said;
+use crate::runs::attempt::{Report, advance, find};
+use crate::runs::state::{AttemptEvent, AttemptState};
+use crate::runs::{AttemptRef, RunError};
+use crate::store::agents::{self, AgentRow};
+use crate::store::sources::{self, SourceRow};
+use crate::store::{Tx, attempts};
+
+/// Most sources of one host.
+pub const MAX_SOURCES: usize = 1_000;
+
+/// What an agent says first; the wire's `Hello`, parsed.
+#[derive(Debug, Clone)]
+pub struct Hello {
+    /// This start of its process.
+    pub instance: InstanceId,
+    /// Its version.
+    pub version: String,
+    /// Its operating system.
+    pub os: String,
+    /// Its time zone.
+    pub timezone: String,
+    /// What it can back up.
+    pub sources: Vec<SaidSource>,
+    /// What it works on, or could not report.
+    pub attempts: Vec<SaidAttempt>,
+}
+
+/// A source, as its host describes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SaidSource {
+    /// Its name in the host's config.
+    pub name: Name,
+    /// Its kind.
+    pub kind: String,
+    /// For people.
+    pub detail: String,
+    /// Where its credentials come from.
+    pub credential_origins: Vec<String>,
+}
+
+/// An attempt, as its host remembers it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SaidAttempt {
+    /// Which.
+    pub attempt: AttemptRef,
+    /// `None`: it goes on. `Some`: the process that worked on it is gone, with what its journal knows.
+    pub interrupted: Option<String>,
+}
+
+/// What the agent is to know before anything else.
+#[derive(Debug, Clone, Default)]
+pub struct Welcome {
+    /// Attempts that are over: stop working on them.
+    pub lost: Vec<AttemptRef>,
+    /// Attempts that go on but are to stop.
+    pub cancelling: Vec<AttemptRef>,
+}
+
+impl SessionService {
+    /// Takes in what an agent says first.
+    ///
+    /// # Errors
+    /// Those of access and database.
+    pub async fn hello(&self, ctx: &OpContext, hello: &Hello) -> Result<Welcome, RunError> {
+        let agent = ctx.agent(Action::SessionOpen)?;
+        let address = ctx.address();
+        let welcome = self
+            .core
+            .store
+            .run_tx("hello", |tx, _| {
+                async move {
+                    let row = self.describe(tx, agent, hello, address).await?;
+                    self.take_sources(tx, &row, &hello.sources).await?;
+                    let welcome = self.take_attempts(tx, agent, hello).await?;
+                    let said = Details::none()
+                        .with("instance", hello.instance.to_string())
+                        .with("version", row.version)
+                        .with("sources", hello.sources.len());
+                    ctx.record(tx, Action::SessionOpen, &format!("agent:{agent}"), Outcome::Done, said)
+                        .await?;
+                    Ok::<_, RunError>(welcome)
+                }
+                .boxed()
+            })
+            .await?;
+        self.runs.wake();
+        for said in &hello.attempts {
+            self.runs.changed(said.attempt.run);
+        }
+        Ok(welcome)
+    }
+
+    /// Takes in a changed list of sources.
+    ///
+    /// # Errors
+    /// Those of access and database.
+    pub async fn sources_changed(&self, ctx: &OpContext, said: &[SaidSource]) -> Result<(), RunError> {
+        let agent = ctx.agent(Action::SessionOpen)?;
+        self.core
+            .store
+            .run_tx("sources changed", |tx, _| {
+                async move {
+                    let row = known(tx, agent).await?;
+                    self.take_sources(tx, &row, said).await
+                }
+                .boxed()
+            })
+            .await
+    }
+
+    async fn describe(
+        &self,
+        tx: &mut Tx,
+        agent: AgentId,
+        hello: &Hello,
+        address: Option<SocketAddr>,
+    ) -> Result<AgentRow, RunError> {
+        let mut row = known(tx, agent).await?;
+        row.version = said(&hello.version);
+        row.os = said(&hello.os);
+        row.timezone = said(&hello.timezone);
+        row.address = address.map(|a| a.to_string()).unwrap_or_default();
+        row.last_seen = self.core.clock.now();
+        agents::update(tx, &row).await?;
+        Ok(row)
+    }
+
+    /// A source that is new gets a series; one that is gone keeps its own, and is shown as absent.
+    async fn take_sources(&self, tx: &mut Tx, agent: &AgentRow, said: &[SaidSource]) -> Result<(), RunError> {
+        let now = self.core.clock.now();
+        let before = sources::of_agent(tx, agent.id).await?;
+        let mut before: BTreeMap<Name, SourceRow> = before.into_iter().map(|s| (s.name.clone(), s)).collect();
+        for source in said.iter().take(MAX_SOURCES) {
+            let old = before.remove(&source.name);
+            let row = SourceRow {
+                agent: agent.id,
+                name: source.name.clone(),
+                kind: source.kind.clone(),
+                detail: source.detail.clone(),
+                credential_origins: source.credential_origins.clone(),
+                series: old.as_ref().map_or_else(|| SeriesId::generate(&self.core.random), |old| old.series),
+                present: true,
+                changed: now,
+            };
+            match old {
+                None => sources::insert_series(tx, &row, &agent.scope).await?,
+                Some(old) if SourceRow { changed: now, ..old.clone() } == row => continue,
+                Some(_) => {}
+            }
+            sources::put(tx, &row).await?;
+        }
+        for gone in before.into_values().filter(|source| source.present) {
+            sources::put(tx, &SourceRow { present: false, changed: now, ..gone }).await?;
+        }
+        Ok(())
+    }
+
+    /// Attempts of this agent that are open: those it says it works on go on; the others are lost with their process.
+    async fn take_attempts(&self, tx: &mut Tx, agent: AgentId, hello: &Hello) -> Result<Welcome, RunError> {
+        let now = self.core.clock.now();
+        let (mut welcome, mut running) = (Welcome::default(), HashSet::new());
+        let mut interrupted = BTreeMap::new();
+        for said in &hello.attempts {
+            match find(tx, &said.attempt, agent).await {
+                Ok(attempt) if attempt.ended.is_none() => match &said.interrupted {
+                    None => drop(running.insert((attempt.run, attempt.number))),
+                    Some(why) => drop(interrupted.insert((attempt.run, attempt.number), why.clone())),
+                },
+                Ok(_)
+                | Err(RunError::Stale { .. } | RunError::NotYours { .. } | RunError::NotFound { .. }) => {
+                    welcome.lost.push(said.attempt);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        for mut attempt in attempts::open_of_agent(tx, agent).await? {
+            let key = (attempt.run, attempt.number);
+            if running.contains(&key) {
+                attempt.instance = Some(hello.instance);
+                attempt.lease_expires = now.plus(self.settings.lease());
+                attempts::update(tx, &attempt).await?;
+                if attempt.state == AttemptState::Cancelling {
+                    welcome.cancelling.push(attempt.reference());
+                }
+                continue;
+            }
+            // Not heard of by the agent: the offer, or the process that took it, is gone.
+            let why = interrupted.remove(&key).filter(|why| !why.is_empty());
+            let error = why.unwrap_or_else(|| "the agent does not work on it any more".to_owned());
+            let report = Report { error: said(&error), ..Report::default() };
+            welcome.lost.push(attempt.reference());
+            advance(tx, now, &attempt, AttemptEvent::Lose, report).await?;
+        }
+        Ok(welcome)
+    }
+}
+
+async fn known(tx: &mut Tx, agent: AgentId) -> Result<AgentRow, RunError> {
+    let found = agents::get(tx, agent).await?;
+    found.ok_or_else(|| RunError::NotFound { what: format!("agent {agent}") })
+}

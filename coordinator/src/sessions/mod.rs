@@ -1,0 +1,76 @@
+//! The agents that are connected: one session each, the newest wins.
+//!
+//! [`registry`] knows who is connected and how to reach them; [`hello`] takes in what an agent says when it connects (its
+//! sources, the attempts it still works on); [`checks`] asks hosts to test their sources.
+
+pub mod checks;
+pub mod hello;
+pub mod registry;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sealift_common::id::AgentId;
+
+use crate::core::Core;
+use crate::runs::Runs;
+pub use hello::{Hello, SaidAttempt, SaidSource, Welcome};
+pub use registry::{Closed, Command, Sessions};
+
+/// How agents are to behave while they are connected.
+#[derive(Debug, Clone, Copy)]
+pub struct SessionSettings {
+    /// How often an agent is to be heard of.
+    pub heartbeat: Duration,
+    /// Longest pause before an agent tries again after it lost its session.
+    pub reconnect_cap: Duration,
+}
+
+impl SessionSettings {
+    /// Without a word for so long, a session is over.
+    pub fn silence(&self) -> Duration {
+        self.heartbeat * 3
+    }
+
+    /// How long an attempt outlives the last word of its agent.
+    pub fn lease(&self) -> Duration {
+        self.silence() + self.reconnect_cap * 2
+    }
+}
+
+impl Default for SessionSettings {
+    fn default() -> Self {
+        Self { heartbeat: Duration::from_secs(10), reconnect_cap: Duration::from_secs(30) }
+    }
+}
+
+/// What the sessions need of the rest, bundled.
+#[derive(Debug, Clone)]
+pub struct SessionService {
+    pub(crate) core: Core,
+    pub(crate) runs: Runs,
+    pub(crate) registry: Arc<Sessions>,
+    pub(crate) settings: SessionSettings,
+}
+
+impl SessionService {
+    /// Sessions that work on `runs`.
+    pub fn new(core: Core, runs: Runs, registry: Arc<Sessions>, settings: SessionSettings) -> Self {
+        Self { core, runs, registry, settings }
+    }
+
+    /// Who is connected.
+    pub fn registry(&self) -> &Arc<Sessions> {
+        &self.registry
+    }
+
+    /// How agents are to behave.
+    pub fn settings(&self) -> SessionSettings {
+        self.settings
+    }
+
+    /// Whether this agent is connected here.
+    pub fn is_connected(&self, agent: AgentId) -> bool {
+        self.registry.is_connected(agent)
+    }
+}

@@ -1,0 +1,229 @@
+//! Who is connected here, and the bounded queue to each.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+
+use sealift_common::clock::UnixMillis;
+use sealift_common::id::{AgentId, InstanceId, RequestId, SeriesId};
+use sealift_common::name::Name;
+use tokio::sync::{mpsc, watch};
+
+use crate::runs::AttemptRef;
+
+/// Most commands that wait for one agent to take them.
+const QUEUE: usize = 64;
+
+/// What the coordinator tells an agent; the wire's `CoordinatorMessage`, apart from `Welcome`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Command {
+    /// Make a backup.
+    Offer {
+        /// Under this name and fence.
+        attempt: AttemptRef,
+        /// Into this series.
+        series: SeriesId,
+        /// Of this source.
+        source: Name,
+        /// As part of this trace; may be empty.
+        trace_parent: String,
+    },
+    /// Stop working on an attempt.
+    Cancel {
+        /// Which.
+        attempt: AttemptRef,
+        /// Why.
+        reason: String,
+    },
+    /// Test one source, or all.
+    TestSource {
+        /// Names the answers.
+        request: RequestId,
+        /// Which; `None` for all.
+        source: Option<Name>,
+    },
+    /// Come back later, perhaps elsewhere.
+    Reconnect {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// Why a session was closed from this side.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Closed {
+    /// The same agent opened a newer one.
+    Replaced,
+    /// The agent may not be here any more.
+    Revoked,
+    /// It was silent for too long.
+    Silent,
+    /// Its queue ran full: it does not listen.
+    Deaf,
+    /// The coordinator stops.
+    Stopping,
+}
+
+/// One session, as the registry knows it.
+#[derive(Debug)]
+pub struct SessionEntry {
+    number: u64,
+    /// The agent's process.
+    pub instance: InstanceId,
+    /// From where.
+    pub address: SocketAddr,
+    commands: mpsc::Sender<Command>,
+    closed: watch::Sender<Option<Closed>>,
+    heard: AtomicI64,
+}
+
+/// The receiving end of a session: held by whoever serves the stream.
+#[derive(Debug)]
+pub struct SessionEnd {
+    /// Names this session among those of its agent.
+    pub number: u64,
+    /// What to tell the agent.
+    pub commands: mpsc::Receiver<Command>,
+    /// Becomes `Some` when the session is to end.
+    pub closed: watch::Receiver<Option<Closed>>,
+}
+
+/// Who is connected to this process.
+#[derive(Debug, Default)]
+pub struct Sessions {
+    sessions: Mutex<HashMap<AgentId, SessionEntry>>,
+    numbers: AtomicU64,
+}
+
+impl Sessions {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<AgentId, SessionEntry>> {
+        self.sessions.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Registers a session; an older one of the same agent is closed.
+    pub fn open(
+        &self,
+        agent: AgentId,
+        instance: InstanceId,
+        address: SocketAddr,
+        now: UnixMillis,
+    ) -> SessionEnd {
+        let (commands, command_receiver) = mpsc::channel(QUEUE);
+        let (closed, closed_receiver) = watch::channel(None);
+        let number = self.numbers.fetch_add(1, Ordering::Relaxed);
+        let heard = AtomicI64::new(now.0);
+        let entry = SessionEntry { number, instance, address, commands, closed, heard };
+        if let Some(older) = self.lock().insert(agent, entry) {
+            older.closed.send_replace(Some(Closed::Replaced));
+        }
+        SessionEnd { number, commands: command_receiver, closed: closed_receiver }
+    }
+
+    /// Forgets a session that ended, unless a newer one has taken its place.
+    pub fn ended(&self, agent: AgentId, number: u64) {
+        let mut sessions = self.lock();
+        if sessions.get(&agent).is_some_and(|entry| entry.number == number) {
+            sessions.remove(&agent);
+        }
+    }
+
+    /// Closes an agent's session, if it has one here.
+    pub fn close(&self, agent: AgentId, why: Closed) {
+        if let Some(entry) = self.lock().remove(&agent) {
+            entry.closed.send_replace(Some(why));
+        }
+    }
+
+    /// Tells an agent something. `false` where it is not connected here; an agent whose queue is full is disconnected.
+    pub fn send(&self, agent: AgentId, command: Command) -> bool {
+        let mut sessions = self.lock();
+        let Some(entry) = sessions.get(&agent) else { return false };
+        match entry.commands.try_send(command) {
+            Ok(()) => true,
+            Err(_) => {
+                entry.closed.send_replace(Some(Closed::Deaf));
+                sessions.remove(&agent);
+                false
+            }
+        }
+    }
+
+    /// Tells everybody; used before a stop.
+    pub fn send_all(&self, command: &Command) {
+        for entry in self.lock().values() {
+            // A full queue means that the agent does not listen: it finds out when the connection ends.
+            let _ = entry.commands.try_send(command.clone());
+        }
+    }
+
+    /// Closes all sessions.
+    pub fn close_all(&self, why: &Closed) {
+        for (_, entry) in self.lock().drain() {
+            entry.closed.send_replace(Some(why.clone()));
+        }
+    }
+
+    /// Records that an agent was heard of.
+    pub fn heard(&self, agent: AgentId, now: UnixMillis) {
+        if let Some(entry) = self.lock().get(&agent) {
+            entry.heard.store(now.0, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether an agent is connected here.
+    pub fn is_connected(&self, agent: AgentId) -> bool {
+        self.lock().contains_key(&agent)
+    }
+
+    /// The process of an agent that is connected here.
+    pub fn instance(&self, agent: AgentId) -> Option<InstanceId> {
+        self.lock().get(&agent).map(|entry| entry.instance)
+    }
+
+    /// How many are connected here.
+    pub fn count(&self) -> usize {
+        self.lock().len()
+    }
+
+    /// Who is connected here, and when each was last heard of.
+    pub fn all(&self) -> Vec<(AgentId, UnixMillis)> {
+        self.lock().iter().map(|(id, entry)| (*id, UnixMillis(entry.heard.load(Ordering::Relaxed)))).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sealift_common::id::Random;
+
+    fn open(sessions: &Sessions, agent: AgentId) -> SessionEnd {
+        let instance = InstanceId::generate(&Random::from_seed(1));
+        sessions.open(agent, instance, "127.0.0.1:1".parse().unwrap(), UnixMillis(0))
+    }
+
+    #[test]
+    fn the_newest_session_wins_and_the_older_ones_end_does_not_matter() {
+        let (sessions, agent) = (Sessions::default(), AgentId::from_bytes([1; 16]));
+        let older = open(&sessions, agent);
+        let mut newer = open(&sessions, agent);
+        assert_eq!(*older.closed.borrow(), Some(Closed::Replaced));
+        sessions.ended(agent, older.number);
+        assert!(sessions.send(agent, Command::Reconnect { reason: "test".into() }));
+        assert!(newer.commands.try_recv().is_ok());
+        sessions.close(agent, Closed::Revoked);
+        assert_eq!(*newer.closed.borrow(), Some(Closed::Revoked));
+        assert!(!sessions.is_connected(agent));
+    }
+
+    #[test]
+    fn an_agent_that_does_not_listen_is_disconnected() {
+        let (sessions, agent) = (Sessions::default(), AgentId::from_bytes([1; 16]));
+        let session = open(&sessions, agent);
+        let sent = (0..QUEUE + 1)
+            .filter(|_| sessions.send(agent, Command::Reconnect { reason: String::new() }))
+            .count();
+        assert_eq!(sent, QUEUE);
+        assert_eq!(*session.closed.borrow(), Some(Closed::Deaf));
+    }
+}
