@@ -15,7 +15,7 @@ use super::peer::Subject;
 use super::token::Token;
 use super::{Identities, IdentityError};
 use crate::audit::{Action, Details, OpContext};
-use crate::objects::{ObjectErrorKind, ObjectName, Put};
+use crate::objects::{ObjectErrorKind, Put};
 use crate::store::agents::{self, AgentRow, AgentState};
 use crate::store::tokens::{self, TokenRow};
 use crate::store::{Tx, trust};
@@ -120,8 +120,8 @@ impl Identities {
             named(&mut conn, request, &token).await?;
         }
         drop(conn);
-        let name = ObjectName::agent_key(request.agent, Sha256::of(object.bytes()));
-        let put = self.objects.put(&name, Bytes::copy_from_slice(object.bytes()), Put::New);
+        let key = object.name().into();
+        let put = self.objects.put(&key, Bytes::copy_from_slice(object.bytes()), Put::New);
         match put.await {
             Err(error) if error.kind != ObjectErrorKind::AlreadyThere => Err(error.into()),
             _ => Ok(object),

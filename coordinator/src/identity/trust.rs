@@ -7,10 +7,11 @@ use bytes::Bytes;
 use futures::FutureExt as _;
 use sealift_common::crypto::TrustObject;
 use sealift_common::crypto::trust::{RootPin, TrustState, verify_chain};
+use sealift_common::format::names::ObjectName;
 
 use super::{Identities, IdentityError};
 use crate::audit::{Action, Details, OpContext};
-use crate::objects::{ObjectErrorKind, ObjectName, Put};
+use crate::objects::{ObjectErrorKind, Put};
 use crate::store::trust::{self, TrustRow};
 use crate::store::{StoreError, Tx};
 
@@ -97,8 +98,8 @@ impl Identities {
     pub async fn store_trust(&self) -> Result<(), IdentityError> {
         let rows = trust::all(&mut *self.core.store.reader().await?).await?;
         for row in rows.into_iter().filter(|row| !row.in_bucket) {
-            let name = ObjectName::trust(row.version, row.sha256);
-            match self.objects.put(&name, Bytes::from(row.object), Put::New).await {
+            let key = ObjectName::Trust { version: row.version, sha256: row.sha256 }.into();
+            match self.objects.put(&key, Bytes::from(row.object), Put::New).await {
                 Err(error) if error.kind != ObjectErrorKind::AlreadyThere => return Err(error.into()),
                 _ => {}
             }
