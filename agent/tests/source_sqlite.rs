@@ -150,7 +150,7 @@ async fn a_directory_backup_beside_it_does_no_harm() {
         let directory = format!("[[source]]\nname = \"d\"\nkind = \"directory\"\npath = {:?}\n", dir.path());
         let bench = Bench::new(&(source(&dir.path().join("till.db")) + &directory));
         let both = async {
-            for _ in 0..4 {
+            for _ in 0..2 {
                 let (_dir, restored) = restore(&bench.run("s").await.unwrap());
                 assert_consistent(&restored);
             }

@@ -336,3 +336,45 @@ fn is_busy(error: &rusqlite::Error) -> bool {
 fn needs_recovery(error: &rusqlite::Error) -> bool {
     matches!(error.sqlite_error_code(), Some(ErrorCode::ReadOnly | ErrorCode::CannotOpen))
 }
+
+#[cfg(test)]
+mod tests {
+    use nix::fcntl::{FcntlArg, fcntl};
+
+    use super::*;
+
+    /// Whether somebody holds a shared lock in the way SQLite does (`SHARED_FIRST` in its os.h).
+    fn is_locked(path: &Path) -> bool {
+        let file = fs::OpenOptions::new().read(true).write(true).open(path).unwrap();
+        let mut lock = libc::flock {
+            l_type: libc::F_WRLCK as i16,
+            l_whence: libc::SEEK_SET as i16,
+            l_start: 0x4000_0002,
+            l_len: 510,
+            l_pid: 0,
+        };
+        // A lock of an open file: so it is in the way of this process's own locks too.
+        fcntl(&file, FcntlArg::F_OFD_GETLK(&mut lock)).unwrap();
+        let metadata = file.metadata().unwrap();
+        locks::close(OwnedFd::from(file), (metadata.dev(), metadata.ino()));
+        lock.l_type != libc::F_UNLCK as i16
+    }
+
+    #[test]
+    fn another_reader_in_this_process_does_not_take_the_lock_away() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.db");
+        Connection::open(&path).unwrap().execute_batch("CREATE TABLE t (a)").unwrap();
+        let database = Database::open(&path).unwrap();
+        let connection = database.read_transaction(&CancellationToken::new()).unwrap();
+        assert!(is_locked(&path));
+        // As a directory source does with each file.
+        let file = File::open(&path).unwrap();
+        let metadata = file.metadata().unwrap();
+        locks::close(OwnedFd::from(file), (metadata.dev(), metadata.ino()));
+        assert!(is_locked(&path), "still");
+        drop(connection);
+        drop(database);
+        assert!(!is_locked(&path), "and not for longer");
+    }
+}
