@@ -117,3 +117,31 @@ async fn dropping_ends_the_group() {
     let pid = pid().unwrap();
     wait_until("the process is gone", || !support::is_alive(pid)).await;
 }
+
+/// Runs a source until somebody kills this very process.
+#[tokio::test]
+#[ignore = "started by another test as a process of its own"]
+async fn an_agent_to_be_killed() {
+    let dir = std::env::var("AGENT_DIR").expect("only another test starts this");
+    let bench =
+        Bench::in_directory(Path::new(&dir), &shell(&format!("echo $$ > {dir}/pid; exec sleep 1000")), &[]);
+    let _secret = bench.env.temp.file("pgpass-").unwrap();
+    let _ = bench.run("c").await;
+}
+
+#[tokio::test]
+async fn an_agent_that_is_killed_takes_its_tools_along_and_its_files_are_swept() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut agent = std::process::Command::new(std::env::current_exe().unwrap());
+    agent.args(["--exact", "an_agent_to_be_killed", "--ignored"]).env("AGENT_DIR", dir.path());
+    let mut agent = agent.stdout(std::process::Stdio::null()).spawn().unwrap();
+    let pid = || std::fs::read_to_string(dir.path().join("pid")).ok()?.trim().parse::<i32>().ok();
+    wait_until("the tool runs", || pid().is_some_and(support::is_alive)).await;
+    agent.kill().unwrap();
+    agent.wait().unwrap();
+    wait_until("the tool is gone too", || !support::is_alive(pid().unwrap())).await;
+    let left = || std::fs::read_dir(dir.path().join("state/tmp")).unwrap().count();
+    assert_eq!(left(), 1, "a killed process cannot tidy up");
+    let next = Bench::in_directory(dir.path(), &shell("true"), &[]);
+    assert_eq!((left(), next.temp_files().len()), (1, 0), "the next one does");
+}

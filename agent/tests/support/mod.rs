@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::time::Duration;
 
 use sealift_agent::config::Config;
@@ -20,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 pub struct Bench {
     pub config: Config,
     pub env: SourceEnv,
-    pub state: TempDir,
+    _directory: Option<TempDir>,
 }
 
 /// Everything a source said.
@@ -91,18 +92,22 @@ impl Bench {
 
     /// With these and these environment variables.
     pub fn with(sources: &str, variables: &[(&str, &str)]) -> Self {
-        let state = TempDir::new().unwrap();
-        let path = state.path().join("agent.toml");
-        let head = format!(
-            "coordinators = [\"https://localhost:1\"]\nstate_dir = {:?}\n",
-            state.path().join("state")
-        );
+        let directory = TempDir::new().unwrap();
+        let bench = Self::in_directory(directory.path(), sources, variables);
+        Self { _directory: Some(directory), ..bench }
+    }
+
+    /// The same in a directory that is there, and stays.
+    pub fn in_directory(directory: &Path, sources: &str, variables: &[(&str, &str)]) -> Self {
+        let path = directory.join("agent.toml");
+        let head =
+            format!("coordinators = [\"https://localhost:1\"]\nstate_dir = {:?}\n", directory.join("state"));
         fs::write(&path, format!("{head}{sources}")).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
         let environment = Environment::fixed(variables.iter().copied());
         let config = Config::load(&path, &environment).unwrap();
         let env = SourceEnv::open(&config, environment).unwrap();
-        Self { config, env, state }
+        Self { config, env, _directory: None }
     }
 
     /// Reads a source to its end.
