@@ -5,6 +5,8 @@ mod support;
 
 use std::fs;
 use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -180,6 +182,55 @@ async fn an_idle_write_ahead_log_is_left_as_it_lies() {
     let (_dir, restored) = restore(&got);
     let restored = Connection::open(restored).unwrap();
     assert_eq!(restored.query_row("SELECT a FROM t", [], |row| row.get::<_, i64>(0)).unwrap(), 42);
+}
+
+/// The agent's user may read the till's files and write none of them, as a hardened service is run.
+#[tokio::test(flavor = "multi_thread")]
+async fn reading_is_all_that_is_needed() {
+    let nobody = 65534;
+    if let Ok(path) = std::env::var("READ_ONLY_DATABASE") {
+        let got = Bench::new(&source(Path::new(&path))).run("s").await.unwrap();
+        let (_dir, restored) = restore(&got);
+        assert_consistent(&restored);
+        return;
+    }
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("not as root: the database belongs to the user that reads it");
+    }
+    let scratch = TempDir::new().unwrap();
+    fs::set_permissions(scratch.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let (program, home) = (scratch.path().join("test"), scratch.path().join("home"));
+    fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+    fs::create_dir(&home).unwrap();
+    fs::set_permissions(&home, fs::Permissions::from_mode(0o777)).unwrap();
+    let back_up = |dir: &Path| {
+        let mut command = Command::new(&program);
+        command.args(["--exact", "reading_is_all_that_is_needed"]).env("TMPDIR", &home).current_dir("/");
+        command.env("READ_ONLY_DATABASE", dir.join("till.db"));
+        if nix::unistd::geteuid().is_root() {
+            command.uid(nobody).gid(nobody);
+        }
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    };
+    for journal_mode in ["delete", "wal"] {
+        let dir = scratch.path().join(journal_mode);
+        fs::create_dir(&dir).unwrap();
+        let shop = Shop::open(&dir, journal_mode, 5, 0);
+        shop.wait_for_commits(5).await;
+        back_up(&dir); // in use
+        let crash = shop.commits();
+        drop(shop);
+        back_up(&dir); // as a crash left it
+        assert!(crash > 0);
+        drop(
+            Connection::open(dir.join("till.db"))
+                .unwrap()
+                .execute_batch("UPDATE accounts SET balance = balance"),
+        );
+        back_up(&dir); // idle
+        assert!(!names(&dir).iter().any(|name| name.ends_with("-wal") || name.ends_with("-journal")));
+    }
 }
 
 /// The till was killed: its last transactions are in the log alone.
