@@ -342,7 +342,7 @@ async fn measure_what_a_till_feels() {
     for journal_mode in ["delete", "wal"] {
         for backup in [false, true] {
             let dir = TempDir::new().unwrap();
-            let shop = Shop::open(dir.path(), journal_mode, 1024, 10);
+            let shop = Shop::open(dir.path(), journal_mode, 512, 10);
             shop.wait_for_commits(10).await;
             let bench = Bench::new(&source(&dir.path().join("till.db")));
             if backup {

@@ -145,7 +145,7 @@ impl SourceEnv {
 /// What [`test`] found out about a source.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SourceCheck {
-    /// Whether a backup would work, as far as can be told without making one.
+    /// Whether a complete backup would be made, as far as can be told without making one.
     pub ok: bool,
     /// For people: what would be backed up, or what is wrong and what to do.
     pub detail: String,

@@ -83,6 +83,12 @@ async fn dump_database(server: &Server<'_>, database: &Database, sink: &Sink) ->
     ];
     sink.begin(sql_head(stream_name(&database.name, ".sql"), properties)).await?;
     let versioned = tables.iter().any(|table| table.versioned);
+    if versioned && !server.tools.keep_history() {
+        let problem =
+            "the history of its versioned tables is not dumped: install mariadb-dump 10.11 or newer";
+        sink.warn(format!("database {}", database.name), problem).await?;
+        partial = true;
+    }
     server.dump_tool(&database.name, versioned).stream(server.env, sink).await?;
     sink.end(partial).await
 }
@@ -288,11 +294,11 @@ impl<'a> Server<'a> {
             "--no-tablespaces",
             "--tz-utc",
         ]);
-        let tool = match (self.tools.mariadb, versioned) {
+        let tool = match (self.tools.mariadb, versioned && self.tools.keep_history()) {
             (true, true) => tool.arg("--dump-history"),
             (true, false) => tool,
             // Replication state is no data; and servers before 8 have no such statistics.
-            (false, _) => tool.args(["--set-gtid-purged=OFF", "--column-statistics=0"]),
+            (false, _) => tool.args(["--set-gtid-purged=OFF", "--loose-column-statistics=0"]),
         };
         tool.arg("--").arg(database)
     }
@@ -324,6 +330,12 @@ impl Tools {
         let answer = Tool::new(&dump).arg("--version").answer(env, cancel).await?;
         let (mariadb, version) = read_version(&String::from_utf8_lossy(&answer));
         Ok(Self { dump, client, mariadb, version })
+    }
+
+    /// Whether the tool knows `--dump-history`.
+    fn keep_history(&self) -> bool {
+        let mut numbers = self.version.split('.').map_while(|number| number.parse::<u32>().ok());
+        self.mariadb && (numbers.next(), numbers.next()) >= (Some(10), Some(11))
     }
 
     fn display(&self) -> String {

@@ -162,6 +162,7 @@ struct Server<'a> {
     cancel: &'a CancellationToken,
     connection: Connection,
     tools: Tools,
+    psql: PathBuf,
     first_database: String,
     version: String,
     reads_passwords: bool,
@@ -195,12 +196,11 @@ impl<'a> Server<'a> {
             server_version: major.to_string(),
         })?;
         let reads_passwords = reads_passwords == "1";
-        Ok(Self { postgres, env, cancel, connection, tools, first_database, version, reads_passwords })
+        Ok(Self { postgres, env, cancel, connection, tools, psql, first_database, version, reads_passwords })
     }
 
     async fn query(&self, database: &str, sql: &str) -> Result<Vec<u8>, SourceError> {
-        let psql = self.tools.dir.join("psql");
-        query_tool(&psql, &self.connection, database, sql).answer(self.env, self.cancel).await
+        query_tool(&self.psql, &self.connection, database, sql).answer(self.env, self.cancel).await
     }
 
     async fn databases(&self) -> Result<Vec<Database>, SourceError> {

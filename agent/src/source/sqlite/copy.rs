@@ -183,12 +183,16 @@ impl Database {
     fn copy_compared(&self, target: &Path, cancel: &CancellationToken) -> Result<(), SourceError> {
         let Some(source) = &self.file else { return Ok(()) };
         let mut copy = Copy::make(target)?;
+        copy.allocate(self.size());
         // What is torn in this pass is put right in the next, which finds the database in the page cache.
         copy.bring_level(source, &self.path, cancel)?;
         let connection = self.read_transaction(cancel)?;
+        let locked = std::time::Instant::now();
         // With the shared lock nobody may write to the file, not even a large transaction's overflow.
         copy.bring_level(source, &self.path, cancel)?;
-        connection.execute_batch("COMMIT").map_err(self.sqlite("read"))
+        connection.execute_batch("COMMIT").map_err(self.sqlite("read"))?;
+        tracing::info!(held_ms = locked.elapsed().as_millis(), "read the database under its lock");
+        Ok(())
     }
 
     /// Write-ahead log in use: readers do not hold up writers.
@@ -276,6 +280,14 @@ impl Copy {
     fn make(path: &Path) -> Result<Self, SourceError> {
         let file = private_file(path).map_err(SourceError::io("make", path))?;
         Ok(Self { file, path: path.to_owned(), pieces: Vec::new() })
+    }
+
+    /// Takes the room beforehand: blocks that are new to the file system would be flushed with the next commit of anybody
+    /// on the same disk (ext4's ordered mode), who would wait for all of this copy. Where that is unknown, nothing is lost.
+    fn allocate(&self, size: u64) {
+        if size > 0 {
+            let _ = rustix::fs::fallocate(&self.file, rustix::fs::FallocateFlags::KEEP_SIZE, 0, size);
+        }
     }
 
     /// Makes this what `source` is, writing only what differs.
