@@ -15,6 +15,9 @@ pub mod tokens;
 pub mod trust;
 
 // Packs, backups and restores have their files below this line.
+pub mod restore_leases;
+pub mod backups;
+pub mod packs;
 
 use std::marker::PhantomData;
 use std::path::{Path, PathBuf};

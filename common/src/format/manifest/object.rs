@@ -250,6 +250,11 @@ impl Manifest {
         &self.public
     }
 
+    /// Of the public part's bytes, as they lie in the object.
+    pub fn public_sha256(&self) -> Sha256 {
+        self.public_sha256
+    }
+
     /// Opens the data key with private keys: from the manifest's own slots, or from `further` ones (`slots/` objects of this
     /// backup).
     ///

@@ -1,0 +1,238 @@
+//! What admins ask about backups: which there are, and which one a text names.
+
+use std::collections::HashMap;
+use std::str::FromStr;
+
+use sealift_common::clock::UnixMillis;
+use sealift_common::id::{AgentId, SeriesId};
+use sealift_common::name::{Selector, SourceRef};
+
+use super::{BackupError, Backups};
+use crate::audit::{Action, OpContext};
+use crate::store::backups::{self, BackupFilter, BackupRow};
+use crate::store::{Tx, agents, sources};
+
+/// How a text names a backup.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BackupRef {
+    /// By the beginning of its id.
+    Prefix(String),
+    /// The newest of a source that was begun by then; `latest:` is without a moment.
+    At(SourceRef, Option<UnixMillis>),
+}
+
+impl FromStr for BackupRef {
+    type Err = BackupError;
+    fn from_str(text: &str) -> Result<Self, BackupError> {
+        let bad = || BackupError::Reference(text.chars().take(120).collect());
+        if let Some(source) = text.strip_prefix("latest:") {
+            return Ok(Self::At(source.parse().map_err(|_| bad())?, None));
+        }
+        if let Some((source, time)) = text.split_once('@') {
+            let time: jiff::Timestamp = time.parse().map_err(|_| bad())?;
+            let source = source.parse().map_err(|_| bad())?;
+            return Ok(Self::At(source, Some(UnixMillis(time.as_millisecond()))));
+        }
+        let looks_like_id = !text.is_empty() && text.bytes().all(|c| c.is_ascii_hexdigit() || c == b'-');
+        if looks_like_id { Ok(Self::Prefix(text.to_ascii_lowercase())) } else { Err(bad()) }
+    }
+}
+
+/// A backup with the names of its host and source.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BackupView {
+    /// The backup.
+    pub backup: BackupRow,
+    /// Name of its host.
+    pub agent: String,
+    /// Name of its source.
+    pub source: String,
+}
+
+/// What to list.
+#[derive(Debug, Clone, Default)]
+pub struct BackupQuery {
+    /// Only backups of this source, or (without a slash) of this agent; empty for all.
+    pub source: String,
+    /// Only backups of agents with such labels.
+    pub selector: Selector,
+    /// Only backups committed at or after this moment.
+    pub since: UnixMillis,
+    /// Only those after this position of an earlier answer; empty for the first page.
+    pub after: String,
+    /// At most so many.
+    pub limit: u32,
+}
+
+/// Rows looked at for one page of a listing by labels, at most: further ones are on the next page.
+const SCAN_LIMIT: u32 = 50_000;
+
+impl Backups {
+    /// The committed backup that `text` names.
+    ///
+    /// # Errors
+    /// [`BackupError::Reference`], [`BackupError::NotFound`], [`BackupError::Ambiguous`], or the database's own.
+    pub async fn find(&self, tx: &mut Tx, text: &str) -> Result<BackupRow, BackupError> {
+        let none = || BackupError::NotFound { what: format!("backup {:?}", text.chars().take(120).collect::<String>()) };
+        match text.parse()? {
+            BackupRef::Prefix(prefix) => {
+                let mut found = backups::by_prefix(tx, &prefix).await?;
+                match (found.pop(), found.is_empty()) {
+                    (Some(backup), true) => Ok(backup),
+                    (Some(_), false) => Err(BackupError::Ambiguous(prefix)),
+                    (None, _) => Err(none()),
+                }
+            }
+            BackupRef::At(source, at) => {
+                let series = series_of(tx, &source).await?;
+                let at = at.unwrap_or(UnixMillis(i64::MAX));
+                backups::newest_at(tx, series, at).await?.ok_or_else(none)
+            }
+        }
+    }
+
+    /// One backup.
+    ///
+    /// # Errors
+    /// As [`Backups::find`], and those of access.
+    pub async fn show(&self, ctx: &OpContext, text: &str) -> Result<BackupView, BackupError> {
+        ctx.authorize(Action::BackupShow, &"backup").await?;
+        let mut reader = self.core.store.reader().await?;
+        let backup = self.find(&mut reader, text).await?;
+        self.view(&mut reader, backup).await
+    }
+
+    /// A backup's row with the names that people know it by.
+    ///
+    /// # Errors
+    /// The database's own.
+    pub async fn view(&self, tx: &mut Tx, backup: BackupRow) -> Result<BackupView, BackupError> {
+        let agent = agents::get(tx, backup.agent).await?.map(|a| a.name.to_string()).unwrap_or_default();
+        let source = sources::of_series(tx, backup.series).await?;
+        Ok(BackupView { agent, source: source.map(|s| s.name.to_string()).unwrap_or_default(), backup })
+    }
+
+    /// The newest committed backup of a series.
+    ///
+    /// # Errors
+    /// The database's own.
+    pub async fn newest(&self, tx: &mut Tx, series: SeriesId) -> Result<Option<BackupRow>, BackupError> {
+        Ok(backups::newest_at(tx, series, UnixMillis(i64::MAX)).await?)
+    }
+
+    /// Committed backups, newest first, and where the next page begins.
+    ///
+    /// # Errors
+    /// [`BackupError::NotFound`] for a source or agent that does not exist, and those of access and database.
+    pub async fn list(
+        &self,
+        ctx: &OpContext,
+        query: &BackupQuery,
+    ) -> Result<(Vec<BackupView>, Option<String>), BackupError> {
+        ctx.authorize(Action::BackupList, &"backups").await?;
+        let mut reader = self.core.store.reader().await?;
+        let mut filter = self.filter(&mut reader, query).await?;
+        let mut wanted = Labelled { selector: &query.selector, known: HashMap::new() };
+        let (mut views, mut scanned) = (Vec::new(), 0);
+        loop {
+            let page = backups::list(&mut reader, &filter).await?;
+            let full = page.len() as u32 == filter.limit;
+            for backup in page {
+                scanned += 1;
+                let position = (backup.committed.unwrap_or_default().0, backup.id.to_string());
+                filter.before = Some(position.clone());
+                if !wanted.matches(&mut reader, backup.agent).await? {
+                    continue;
+                }
+                views.push(self.view(&mut reader, backup).await?);
+                if views.len() as u32 == query.limit {
+                    return Ok((views, Some(format!("{}:{}", position.0, position.1))));
+                }
+            }
+            if !full {
+                return Ok((views, None));
+            }
+            if scanned >= SCAN_LIMIT {
+                return Ok((views, filter.before.map(|(ms, id)| format!("{ms}:{id}"))));
+            }
+        }
+    }
+
+    async fn filter(&self, tx: &mut Tx, query: &BackupQuery) -> Result<BackupFilter, BackupError> {
+        let mut filter = BackupFilter { since: query.since, limit: query.limit, ..BackupFilter::default() };
+        if !query.selector.is_empty() {
+            filter.limit = 1_000;
+        }
+        if query.source.contains('/') {
+            let bad = |_| BackupError::Reference(query.source.chars().take(120).collect());
+            filter.series = Some(series_of(tx, &query.source.parse().map_err(bad)?).await?);
+        } else if !query.source.is_empty() {
+            filter.agent = Some(agent_of(tx, &query.source).await?);
+        }
+        if !query.after.is_empty() {
+            let bad = || BackupError::Reference(query.after.chars().take(120).collect());
+            let (ms, id) = query.after.split_once(':').ok_or_else(bad)?;
+            filter.before = Some((ms.parse().map_err(|_| bad())?, id.to_owned()));
+        }
+        Ok(filter)
+    }
+}
+
+/// Which agents a selector means, looked up once each.
+struct Labelled<'a> {
+    selector: &'a Selector,
+    known: HashMap<AgentId, bool>,
+}
+
+impl Labelled<'_> {
+    async fn matches(&mut self, tx: &mut Tx, agent: AgentId) -> Result<bool, BackupError> {
+        if self.selector.is_empty() {
+            return Ok(true);
+        }
+        if let Some(known) = self.known.get(&agent) {
+            return Ok(*known);
+        }
+        let row = agents::get(tx, agent).await?;
+        let matches = row.is_some_and(|row| self.selector.matches(&row.labels));
+        self.known.insert(agent, matches);
+        Ok(matches)
+    }
+}
+
+async fn agent_of(tx: &mut Tx, text: &str) -> Result<AgentId, BackupError> {
+    let by_id = match text.parse::<AgentId>() {
+        Ok(id) => agents::get(tx, id).await?,
+        Err(_) => None,
+    };
+    let found = match by_id {
+        Some(agent) => Some(agent),
+        None => agents::by_name(tx, text).await?,
+    };
+    let what = || format!("agent {:?}", text.chars().take(80).collect::<String>());
+    found.map(|agent| agent.id).ok_or_else(|| BackupError::NotFound { what: what() })
+}
+
+async fn series_of(tx: &mut Tx, source: &SourceRef) -> Result<SeriesId, BackupError> {
+    let agent = agent_of(tx, &source.agent).await?;
+    let found = sources::get(tx, agent, &source.source).await?;
+    found.map(|s| s.series).ok_or_else(|| BackupError::NotFound { what: format!("source {source}") })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn backups_are_named_by_id_source_or_moment() {
+        assert_eq!("01AB-".parse::<BackupRef>().unwrap(), BackupRef::Prefix("01ab-".into()));
+        let source: SourceRef = "store-1/main".parse().unwrap();
+        assert_eq!("latest:store-1/main".parse::<BackupRef>().unwrap(), BackupRef::At(source.clone(), None));
+        assert_eq!(
+            "store-1/main@2026-01-02T03:04:05Z".parse::<BackupRef>().unwrap(),
+            BackupRef::At(source, Some(UnixMillis(1_767_323_045_000)))
+        );
+        for bad in ["", "latest:", "latest:store", "store-1/main", "x@y", "store-1/main@yesterday", "zz"] {
+            assert!(bad.parse::<BackupRef>().is_err(), "{bad}");
+        }
+    }
+}
