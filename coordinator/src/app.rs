@@ -20,6 +20,8 @@ use tonic::transport::Server;
 use url::Url;
 
 use crate::api::grpc::agents::AgentApi;
+use crate::api::grpc::backup::BackupApi;
+use crate::api::grpc::backup_admin::BackupAdminApi;
 use crate::api::grpc::enrollment::EnrollmentApi;
 use crate::api::grpc::fleet::FleetApi;
 use crate::api::grpc::runs::RunApi;
@@ -29,6 +31,7 @@ use crate::api::grpc::trust::TrustApi;
 use crate::api::grpc::{Gate, MAX_REQUEST, span};
 use crate::api::limits::Limits;
 use crate::api::listener::{self, Clients, ServerTls};
+use crate::backups::Backups;
 use crate::config::Settings;
 use crate::core::Core;
 use crate::identity::Identities;
@@ -39,6 +42,8 @@ use crate::runs::Runs;
 use crate::sessions::checks::Checks;
 use crate::sessions::{Closed, Command, SessionService, Sessions};
 use crate::store::{Store, StoreError};
+use crate::uploads::Uploads;
+use crate::verification::Verification;
 
 /// Largest trust policy that is read.
 const MAX_TRUST: usize = 20 * 1024 * 1024;
@@ -95,6 +100,8 @@ pub struct Coordinator {
     pub objects: ObjectStore,
     /// Runs and attempts.
     pub runs: Runs,
+    /// Backups and restores.
+    pub backups: Backups,
     /// Who is connected.
     pub sessions: SessionService,
     ca: Arc<Ca>,
@@ -169,7 +176,8 @@ impl Coordinator {
         let registry = Arc::new(Sessions::default());
         let runs = Runs::new(core.clone(), registry.clone(), settings.sessions.lease());
         let sessions = SessionService::new(core.clone(), runs.clone(), registry, settings.sessions);
-        Ok(Self { core, identities, objects, runs, sessions, ca, settings })
+        let backups = Backups::new(core.clone(), objects.clone(), runs.clone());
+        Ok(Self { core, identities, objects, runs, backups, sessions, ca, settings })
     }
 
     /// The CA.
@@ -222,6 +230,8 @@ impl Coordinator {
         tracker.spawn(monitor::run(self.objects.clone(), self.core.random.clone(), soft.clone()));
         tracker.spawn(self.runs.clone().dispatch(soft.clone()));
         tracker.spawn(self.runs.clone().keep_leases(soft.clone()));
+        let (backups, stop) = (self.backups.clone(), soft.clone());
+        tracker.spawn(async move { backups.resolve_until(stop).await });
         tracker.spawn(tidy(self.identities.clone(), limits, soft.clone()));
         tracker.spawn(renew_own(self.ca, self.settings, vec![grpc_tls, http_tls], soft.clone()));
         Ok(())
@@ -248,6 +258,19 @@ impl Coordinator {
         };
         let trust = TrustApi { gate: gate.clone(), identities: identities.clone() };
         let runs = RunApi { gate: gate.clone(), core: core.clone(), runs: self.runs.clone(), stop };
+        let backup = BackupApi {
+            gate: gate.clone(),
+            core: core.clone(),
+            runs: self.runs.clone(),
+            uploads: Uploads::new(core.clone(), self.objects.clone()),
+            backups: self.backups.clone(),
+        };
+        let backup_admin = BackupAdminApi {
+            gate: gate.clone(),
+            core: core.clone(),
+            backups: self.backups.clone(),
+            verification: Verification::new(core.clone(), self.objects.clone(), self.backups.clone()),
+        };
         let fleet = FleetApi {
             gate,
             core: core.clone(),
@@ -288,7 +311,11 @@ impl Coordinator {
             .add_service(
                 v1::fleet_admin_server::FleetAdminServer::new(fleet).max_decoding_message_size(MAX_REQUEST),
             )
-        // The services of backups and restores are added below this line.
+            .add_service(v1::backup_server::BackupServer::new(backup).max_decoding_message_size(MAX_REQUEST))
+            .add_service(
+                v1::backup_admin_server::BackupAdminServer::new(backup_admin)
+                    .max_decoding_message_size(MAX_REQUEST),
+            )
     }
 }
 

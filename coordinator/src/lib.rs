@@ -10,6 +10,10 @@
 //! | [`identity`] | the CA, enrolment, certificates, trust policy |
 //! | [`sessions`] | the agents that are connected, and what they say they have |
 //! | [`runs`] | what was asked for, its attempts, their leases |
+//! | [`objects`] | the object store: signed requests, the embedded server, the probe |
+//! | [`uploads`] | packs on their way from an agent to the bucket |
+//! | [`backups`] | from Begin to Commit; restores |
+//! | [`verification`] | is what was stored still there, and still what it was |
 //! | [`store`] | the database |
 //!
 //! Dependencies run one way: `api` → domain modules → `store` and `objects`.
@@ -17,12 +21,14 @@
 pub mod api;
 pub mod app;
 pub mod audit;
+pub mod backups;
 pub mod config;
 pub mod core;
 pub mod identity;
+pub mod objects;
 pub mod runs;
 pub mod sessions;
 pub mod store;
+pub mod uploads;
+pub mod verification;
 
-// Objects, uploads, backups and verification have their lines below this one.
-pub mod objects;

@@ -4,12 +4,17 @@
 //! `INTERNAL` with the request's operation only. To add a domain: an `impl From<ItsError> for Status`, matching exhaustively.
 
 use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt as _};
 
 use crate::audit::AccessError;
+use crate::backups::BackupError;
+use crate::backups::current::CurrentError;
 use crate::identity::IdentityError;
 use crate::identity::ca::CaError;
+use crate::objects::ObjectError;
 use crate::runs::RunError;
 use crate::store::StoreError;
+use crate::uploads::{AHEAD_RETRY, UploadError};
 
 /// An error inside: logged whole, told without its causes.
 pub fn internal(error: &(dyn std::error::Error + 'static)) -> Status {
@@ -73,6 +78,67 @@ impl From<IdentityError> for Status {
         };
         Self::new(code, error.to_string())
     }
+}
+
+impl From<CurrentError> for Status {
+    fn from(error: CurrentError) -> Self {
+        match error {
+            CurrentError::Run(inner) => inner.into(),
+            CurrentError::Backup { .. } => Self::failed_precondition(error.to_string()),
+            CurrentError::Store(_) => internal(&error),
+        }
+    }
+}
+
+impl From<UploadError> for Status {
+    fn from(error: UploadError) -> Self {
+        use UploadError as E;
+        match error {
+            E::Current(inner) => inner.into(),
+            E::TooFarAhead => {
+                let details = ErrorDetails::with_retry_info(Some(AHEAD_RETRY));
+                Self::with_error_details(Code::ResourceExhausted, error.to_string(), details)
+            }
+            E::Lengths { .. } => whole(Code::PermissionDenied, &error),
+            E::NotAuthorized { .. } => Self::permission_denied(error.to_string()),
+            E::Taken { .. } | E::NotThere { .. } | E::Altered { .. } => Self::failed_precondition(error.to_string()),
+            E::Objects(ref inner) => objects(inner, &error),
+            E::Access(ref inner) => access(inner, &error),
+            E::Signing(_) | E::Store(_) => internal(&error),
+        }
+    }
+}
+
+impl From<BackupError> for Status {
+    fn from(error: BackupError) -> Self {
+        use BackupError as E;
+        match error {
+            E::Current(inner) => inner.into(),
+            E::Run(inner) => inner.into(),
+            E::NotFound { .. } => Self::not_found(error.to_string()),
+            E::Reference(_) | E::Ambiguous(_) => Self::invalid_argument(error.to_string()),
+            E::ForeignObject { .. } => Self::permission_denied(error.to_string()),
+            E::NoRecipients { .. }
+            | E::Manifest { .. }
+            | E::OtherManifest { .. }
+            | E::NotPrepared { .. }
+            | E::NotArrived { .. }
+            | E::Altered { .. }
+            | E::RestoreOver => Self::failed_precondition(error.to_string()),
+            E::Objects(ref inner) => objects(inner, &error),
+            E::Access(ref inner) => access(inner, &error),
+            E::Trust(_) | E::Signing(_) | E::Store(_) => internal(&error),
+        }
+    }
+}
+
+/// The status of an object store's error: one that may pass is the caller's to try again.
+fn objects(inner: &ObjectError, outer: &(dyn std::error::Error + 'static)) -> Status {
+    if !inner.is_retryable() {
+        return internal(outer);
+    }
+    tracing::warn!(error = outer, "the object store does not answer");
+    Status::unavailable(format!("{outer}: {inner}"))
 }
 
 /// A status that names the causes as well: they are the caller's to act on.

@@ -58,8 +58,8 @@ pub struct BackupQuery {
     pub selector: Selector,
     /// Only backups committed at or after this moment.
     pub since: UnixMillis,
-    /// Only those after this position of an earlier answer; empty for the first page.
-    pub after: String,
+    /// Only those older than this position: time of commit and id of the last one seen.
+    pub before: Option<(i64, String)>,
     /// At most so many.
     pub limit: u32,
 }
@@ -128,7 +128,7 @@ impl Backups {
         &self,
         ctx: &OpContext,
         query: &BackupQuery,
-    ) -> Result<(Vec<BackupView>, Option<String>), BackupError> {
+    ) -> Result<(Vec<BackupView>, Option<(i64, String)>), BackupError> {
         ctx.authorize(Action::BackupList, &"backups").await?;
         let mut reader = self.core.store.reader().await?;
         let mut filter = self.filter(&mut reader, query).await?;
@@ -146,20 +146,25 @@ impl Backups {
                 }
                 views.push(self.view(&mut reader, backup).await?);
                 if views.len() as u32 == query.limit {
-                    return Ok((views, Some(format!("{}:{}", position.0, position.1))));
+                    return Ok((views, Some(position)));
                 }
             }
             if !full {
                 return Ok((views, None));
             }
             if scanned >= SCAN_LIMIT {
-                return Ok((views, filter.before.map(|(ms, id)| format!("{ms}:{id}"))));
+                return Ok((views, filter.before));
             }
         }
     }
 
     async fn filter(&self, tx: &mut Tx, query: &BackupQuery) -> Result<BackupFilter, BackupError> {
-        let mut filter = BackupFilter { since: query.since, limit: query.limit, ..BackupFilter::default() };
+        let mut filter = BackupFilter {
+            since: query.since,
+            before: query.before.clone(),
+            limit: query.limit,
+            ..BackupFilter::default()
+        };
         if !query.selector.is_empty() {
             filter.limit = 1_000;
         }
@@ -168,11 +173,6 @@ impl Backups {
             filter.series = Some(series_of(tx, &query.source.parse().map_err(bad)?).await?);
         } else if !query.source.is_empty() {
             filter.agent = Some(agent_of(tx, &query.source).await?);
-        }
-        if !query.after.is_empty() {
-            let bad = || BackupError::Reference(query.after.chars().take(120).collect());
-            let (ms, id) = query.after.split_once(':').ok_or_else(bad)?;
-            filter.before = Some((ms.parse().map_err(|_| bad())?, id.to_owned()));
         }
         Ok(filter)
     }

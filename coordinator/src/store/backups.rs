@@ -438,36 +438,3 @@ pub async fn list(tx: &mut Tx, filter: &BackupFilter) -> Result<Vec<BackupRow>, 
     .await
     .map_err(failed("list backups"))
 }
-
-/// Sums over all committed backups, for `status`.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Totals {
-    /// How many there are.
-    pub backups: u64,
-    /// What was read from the sources for them.
-    pub raw_bytes: u64,
-    /// What lies in the bucket: packs that are stored or live.
-    pub stored_bytes: u64,
-}
-
-/// Sums over all committed backups and their packs.
-///
-/// # Errors
-/// The database's own.
-pub async fn totals(tx: &mut Tx) -> Result<Totals, StoreError> {
-    sqlx::query(
-        "SELECT (SELECT COUNT(*) FROM backups WHERE state = 'committed') AS backups,
-                (SELECT CAST(COALESCE(SUM(raw_bytes), 0) AS BIGINT) FROM backups WHERE state = 'committed') AS raw,
-                (SELECT CAST(COALESCE(SUM(size), 0) AS BIGINT) FROM packs WHERE state IN ('stored', 'live')) AS stored",
-    )
-    .try_map(|row: Row| {
-        Ok(Totals {
-            backups: number(&row, "backups")?,
-            raw_bytes: number(&row, "raw")?,
-            stored_bytes: number(&row, "stored")?,
-        })
-    })
-    .fetch_one(tx)
-    .await
-    .map_err(failed("sum up the backups"))
-}

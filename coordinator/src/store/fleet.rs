@@ -11,7 +11,7 @@ pub struct FleetCounts {
     pub agents_active: u32,
     /// Sources in the hosts' configs.
     pub sources: u32,
-    /// Of these, those of which no run ever made a backup.
+    /// Of these, those that have no backup.
     pub sources_without_good_backup: u32,
     /// Runs that are under way.
     pub runs_active: u32,
@@ -32,8 +32,11 @@ pub async fn counts(tx: &mut Tx) -> Result<FleetCounts, StoreError> {
         "SELECT (SELECT COUNT(*) FROM agents) AS agents,
                 (SELECT COUNT(*) FROM agents WHERE state = 'active') AS agents_active,
                 (SELECT COUNT(*) FROM sources WHERE present) AS sources,
-                (SELECT COUNT(*) FROM sources WHERE present AND NOT EXISTS (SELECT 1 FROM runs
-                    WHERE runs.series_id = sources.series_id AND runs.backup_id IS NOT NULL)) AS bare,
+                (SELECT COUNT(*) FROM sources WHERE present AND NOT EXISTS (SELECT 1 FROM backups
+                    WHERE backups.series_id = sources.series_id AND backups.state = 'committed')) AS bare,
+                (SELECT COUNT(*) FROM backups WHERE state = 'committed') AS backups,
+                (SELECT CAST(COALESCE(SUM(raw_bytes), 0) AS BIGINT) FROM backups WHERE state = 'committed') AS raw,
+                (SELECT CAST(COALESCE(SUM(size), 0) AS BIGINT) FROM packs WHERE state IN ('stored', 'live')) AS stored,
                 (SELECT COUNT(*) FROM runs WHERE ended_ms IS NULL AND state = 'active') AS runs_active",
     )
     .try_map(|row: Row| {
@@ -43,7 +46,9 @@ pub async fn counts(tx: &mut Tx) -> Result<FleetCounts, StoreError> {
             sources: number(&row, "sources")?,
             sources_without_good_backup: number(&row, "bare")?,
             runs_active: number(&row, "runs_active")?,
-            ..FleetCounts::default()
+            backups: number(&row, "backups")?,
+            stored_bytes: number(&row, "stored")?,
+            raw_bytes: number(&row, "raw")?,
         })
     })
     .fetch_one(tx)

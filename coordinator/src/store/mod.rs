@@ -6,18 +6,16 @@
 pub mod agents;
 pub mod attempts;
 pub mod audit;
+pub mod backups;
 mod dialect;
 pub mod fleet;
 pub mod installation;
+pub mod packs;
+pub mod restore_leases;
 pub mod runs;
 pub mod sources;
 pub mod tokens;
 pub mod trust;
-
-// Packs, backups and restores have their files below this line.
-pub mod restore_leases;
-pub mod backups;
-pub mod packs;
 
 use std::marker::PhantomData;
 use std::path::{Path, PathBuf};

@@ -92,7 +92,7 @@ fn source_to_wire(source: SourceRow, agent: &AgentRow, last_run: Option<runs::Ru
         kind: source.kind,
         detail: source.detail,
         series_id: source.series.to_string(),
-        last_good: None,
+        last_good: last_good.map(backup_to_wire),
         last_run: last_run.map(|run| convert::run_row_to_wire(run, agent.name.as_str())),
         present: source.present,
     }

@@ -35,23 +35,21 @@ type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 /// Answers the calls of agents that write a backup.
 #[derive(Debug, Clone)]
-pub struct BackupService {
-    gate: Gate,
-    core: Core,
-    runs: Runs,
-    uploads: Uploads,
-    backups: Backups,
-}
-
-impl BackupService {
-    /// The service behind `gate`.
-    pub fn new(gate: Gate, core: Core, runs: Runs, uploads: Uploads, backups: Backups) -> Self {
-        Self { gate, core, runs, uploads, backups }
-    }
+pub struct BackupApi {
+    /// Who calls.
+    pub gate: Gate,
+    /// The database.
+    pub core: Core,
+    /// Runs and attempts.
+    pub runs: Runs,
+    /// Packs on their way.
+    pub uploads: Uploads,
+    /// Backups and restores.
+    pub backups: Backups,
 }
 
 #[tonic::async_trait]
-impl v1::backup_server::Backup for BackupService {
+impl v1::backup_server::Backup for BackupApi {
     type BeginStream = Answers<v1::BeginReply>;
     type ReadIndexesStream = Answers<v1::ReadIndexesReply>;
 

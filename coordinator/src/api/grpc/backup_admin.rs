@@ -11,7 +11,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use super::Gate;
-use super::convert::{bad_field, bytes, page, signed_request_to_wire, text};
+use super::convert::{bad_field, bytes, page, signed_request_to_wire, text, time_cursor, time_cursor_to_wire};
 use crate::backups::Backups;
 use crate::backups::query::{BackupQuery, BackupView};
 use crate::backups::restore::MAX_GETS;
@@ -21,22 +21,19 @@ use crate::verification::{Finding, Level, Progress, Verification};
 
 /// Answers the calls of admins about backups and restores.
 #[derive(Debug, Clone)]
-pub struct BackupAdminService {
-    gate: Gate,
-    core: Core,
-    backups: Backups,
-    verification: Verification,
-}
-
-impl BackupAdminService {
-    /// The service behind `gate`.
-    pub fn new(gate: Gate, core: Core, backups: Backups, verification: Verification) -> Self {
-        Self { gate, core, backups, verification }
-    }
+pub struct BackupAdminApi {
+    /// Who calls.
+    pub gate: Gate,
+    /// The database.
+    pub core: Core,
+    /// Backups and restores.
+    pub backups: Backups,
+    /// Verification.
+    pub verification: Verification,
 }
 
 #[tonic::async_trait]
-impl v1::backup_admin_server::BackupAdmin for BackupAdminService {
+impl v1::backup_admin_server::BackupAdmin for BackupAdminApi {
     type VerifyBackupStream = Pin<Box<dyn Stream<Item = Result<v1::VerifyProgress, Status>> + Send>>;
 
     async fn list_backups(
@@ -50,12 +47,12 @@ impl v1::backup_admin_server::BackupAdmin for BackupAdminService {
             source: asked.source,
             selector: text("selector", &asked.selector)?,
             since: UnixMillis(asked.since_ms),
-            after,
+            before: time_cursor(&after)?,
             limit,
         };
         let (found, next) = self.backups.list(&ctx, &query).await?;
         let backups = found.into_iter().map(backup_to_wire).collect();
-        Ok(Response::new(v1::ListBackupsReply { backups, next: next.unwrap_or_default() }))
+        Ok(Response::new(v1::ListBackupsReply { backups, next: next.map(|(ms, id)| time_cursor_to_wire(UnixMillis(ms), &id)).unwrap_or_default() }))
     }
 
     async fn get_backup(

@@ -7,6 +7,7 @@ use sealift_common::name::{Labels, Name, Selector, SourceRef};
 use sealift_proto::v1;
 use tonic::Status;
 
+use crate::objects::signing::SignedRequest;
 use crate::runs::{Attempt, AttemptRef, Progress, RunView};
 use crate::store::runs::RunRow;
 
@@ -150,6 +151,17 @@ pub fn target(source: &str, selector: &str) -> Result<Target, Status> {
     }
     let named: SourceRef = text("source", source)?;
     Ok(Target { agent: Some(named.agent), source: Some(named.source), selector })
+}
+
+/// A signed request as agents and admins get it.
+pub fn signed_request_to_wire(signed: SignedRequest) -> v1::SignedRequest {
+    let header = |(name, value)| v1::Header { name, value };
+    v1::SignedRequest {
+        method: signed.method.to_owned(),
+        url: signed.url,
+        headers: signed.headers.into_iter().map(header).collect(),
+        expires_ms: signed.expires.0,
+    }
 }
 
 /// A run as admins see it.

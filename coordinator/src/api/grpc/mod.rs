@@ -5,12 +5,12 @@ pub mod enrollment;
 pub mod session;
 
 pub mod agents;
+pub mod backup;
+pub mod backup_admin;
 pub mod fleet;
 pub mod runs;
 pub mod tokens;
 pub mod trust;
-
-// The services of backups and restores have their lines below this one.
 
 use sealift_common::telemetry;
 use tonic::{Request, Status};
