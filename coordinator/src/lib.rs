@@ -31,4 +31,3 @@ pub mod sessions;
 pub mod store;
 pub mod uploads;
 pub mod verification;
-

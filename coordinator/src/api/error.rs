@@ -101,7 +101,9 @@ impl From<UploadError> for Status {
             }
             E::Lengths { .. } => whole(Code::PermissionDenied, &error),
             E::NotAuthorized { .. } => Self::permission_denied(error.to_string()),
-            E::Taken { .. } | E::NotThere { .. } | E::Altered { .. } => Self::failed_precondition(error.to_string()),
+            E::Taken { .. } | E::NotThere { .. } | E::Altered { .. } => {
+                Self::failed_precondition(error.to_string())
+            }
             E::Objects(ref inner) => objects(inner, &error),
             E::Access(ref inner) => access(inner, &error),
             E::Signing(_) | E::Store(_) => internal(&error),

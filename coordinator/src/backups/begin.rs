@@ -122,7 +122,8 @@ impl Backups {
         });
         let found = find.await;
         if let Err(error) = &found {
-            ctx.record_failure(Action::BackupBegin, &format!("attempt:{attempt}"), &Details::none(), error).await;
+            ctx.record_failure(Action::BackupBegin, &format!("attempt:{attempt}"), &Details::none(), error)
+                .await;
         }
         let (series, committing, listed) = found?;
         for backup in &committing {

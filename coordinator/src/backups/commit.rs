@@ -70,8 +70,7 @@ impl Backups {
     }
 
     async fn commit_if_there(&self, ctx: &OpContext, backup: &BackupRow) -> Result<Committed, BackupError> {
-        let prepared =
-            backup.prepared.as_ref().ok_or(BackupError::NotPrepared { backup: backup.id })?;
+        let prepared = backup.prepared.as_ref().ok_or(BackupError::NotPrepared { backup: backup.id })?;
         let partial = prepared.partial;
         if backup.state == BackupState::Committed {
             return Ok(Committed { partial });

@@ -63,7 +63,9 @@ pub enum BackupError {
     #[error(transparent)]
     Run(#[from] RunError),
     /// Nobody could open it.
-    #[error("no trust policy names recipients for scope {scope:?}: set one with `sealift trust set --recipient age1…`")]
+    #[error(
+        "no trust policy names recipients for scope {scope:?}: set one with `sealift trust set --recipient age1…`"
+    )]
     NoRecipients {
         /// The scope of the agent.
         scope: String,
@@ -92,7 +94,9 @@ pub enum BackupError {
         backup: BackupId,
     },
     /// Commit without the manifest.
-    #[error("the manifest of backup {backup} is not in the bucket: send it again (call Prepare for a new signature)")]
+    #[error(
+        "the manifest of backup {backup} is not in the bucket: send it again (call Prepare for a new signature)"
+    )]
     NotArrived {
         /// Which backup.
         backup: BackupId,

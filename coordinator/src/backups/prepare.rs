@@ -151,9 +151,8 @@ impl Backups {
         head: &PrepareHead,
         public: &ManifestPublic,
     ) -> Result<Option<BackupRow>, BackupError> {
-        let foreign = || {
-            BackupError::Current(CurrentError::Backup { backup: head.backup, attempt: *attempt })
-        };
+        let foreign =
+            || BackupError::Current(CurrentError::Backup { backup: head.backup, attempt: *attempt });
         let found = crate::runs::attempt::find(tx, attempt, agent).await?;
         let backup = backups::get(tx, head.backup).await?.ok_or_else(foreign)?;
         if (backup.run, backup.attempt) != (attempt.run, attempt.number) {
@@ -281,7 +280,9 @@ fn references(
         let wrong = |why| Err(ManifestMismatch::Pack { sha256, why });
         match known.get(&sha256) {
             None => return wrong("was never stored in this series"),
-            Some(found) if !found.state.is_referable() => return wrong("is not stored, or not whole any more"),
+            Some(found) if !found.state.is_referable() => {
+                return wrong("is not stored, or not whole any more");
+            }
             Some(found) if found.epoch != epoch => return wrong("is of another epoch"),
             Some(found) if found.facts.meta != pack.meta || found.facts.origin != pack.origin => {
                 return wrong("was stored with other lengths, hashes or origin");

@@ -73,7 +73,9 @@ impl Backups {
     /// # Errors
     /// [`BackupError::Reference`], [`BackupError::NotFound`], [`BackupError::Ambiguous`], or the database's own.
     pub async fn find(&self, tx: &mut Tx, text: &str) -> Result<BackupRow, BackupError> {
-        let none = || BackupError::NotFound { what: format!("backup {:?}", text.chars().take(120).collect::<String>()) };
+        let none = || BackupError::NotFound {
+            what: format!("backup {:?}", text.chars().take(120).collect::<String>()),
+        };
         match text.parse()? {
             BackupRef::Prefix(prefix) => {
                 let mut found = backups::by_prefix(tx, &prefix).await?;

@@ -37,11 +37,18 @@ impl Backups {
         loop {
             match self.resolve_once().await {
                 Ok(done) if done.committed + done.abandoned > 0 => {
-                    tracing::info!(committed = done.committed, abandoned = done.abandoned, "resolved backups");
+                    tracing::info!(
+                        committed = done.committed,
+                        abandoned = done.abandoned,
+                        "resolved backups"
+                    );
                 }
                 Ok(_) => {}
                 Err(error) => {
-                    tracing::warn!(error = &error as &dyn std::error::Error, "cannot resolve backups; trying again");
+                    tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        "cannot resolve backups; trying again"
+                    );
                 }
             }
             tokio::select! { () = stop.cancelled() => return, () = tokio::time::sleep(INTERVAL) => {} }

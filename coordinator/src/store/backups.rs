@@ -53,7 +53,9 @@ impl FromStr for BackupState {
     type Err = UnknownBackupState;
     fn from_str(text: &str) -> Result<Self, UnknownBackupState> {
         let all = [Self::Begun, Self::Committing, Self::Committed, Self::Abandoned];
-        all.into_iter().find(|state| state.as_str() == text).ok_or_else(|| UnknownBackupState(text.to_owned()))
+        all.into_iter()
+            .find(|state| state.as_str() == text)
+            .ok_or_else(|| UnknownBackupState(text.to_owned()))
     }
 }
 

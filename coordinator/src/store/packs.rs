@@ -360,19 +360,26 @@ pub async fn of_ordinals(
     ordinals: &RoaringBitmap,
 ) -> Result<Vec<(PackFacts, PackState)>, StoreError> {
     let (Some(first), Some(last)) = (ordinals.min(), ordinals.max()) else { return Ok(Vec::new()) };
-    let rows = sqlx::query("SELECT * FROM packs WHERE series_id = $1 AND ordinal BETWEEN $2 AND $3 ORDER BY ordinal")
-        .bind(series.to_string())
-        .bind(i64::from(first))
-        .bind(i64::from(last))
-        .fetch_all(tx)
-        .await
-        .map_err(failed("read a backup's packs"))?;
+    let rows = sqlx::query(
+        "SELECT * FROM packs WHERE series_id = $1 AND ordinal BETWEEN $2 AND $3 ORDER BY ordinal",
+    )
+    .bind(series.to_string())
+    .bind(i64::from(first))
+    .bind(i64::from(last))
+    .fetch_all(tx)
+    .await
+    .map_err(failed("read a backup's packs"))?;
     let decode = |row: &Row| {
         let ordinal: u32 = number(row, "ordinal")?;
         Ok((ordinal, decode_facts(row)?, text(row, "state")?))
     };
-    let all = rows.iter().map(decode).collect::<Result<Vec<_>, _>>().map_err(failed("read a backup's packs"))?;
-    Ok(all.into_iter().filter(|(o, ..)| ordinals.contains(*o)).map(|(_, facts, state)| (facts, state)).collect())
+    let all =
+        rows.iter().map(decode).collect::<Result<Vec<_>, _>>().map_err(failed("read a backup's packs"))?;
+    Ok(all
+        .into_iter()
+        .filter(|(o, ..)| ordinals.contains(*o))
+        .map(|(_, facts, state)| (facts, state))
+        .collect())
 }
 
 /// Makes the stored ones among these packs live.

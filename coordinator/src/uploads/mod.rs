@@ -100,7 +100,9 @@ impl OpError for UploadError {
     fn is_refusal(&self) -> bool {
         match self {
             Self::Current(inner) => inner.is_refusal(),
-            Self::Lengths { .. } | Self::Taken { .. } | Self::NotAuthorized { .. } | Self::Altered { .. } => true,
+            Self::Lengths { .. } | Self::Taken { .. } | Self::NotAuthorized { .. } | Self::Altered { .. } => {
+                true
+            }
             _ => false,
         }
     }
@@ -159,8 +161,12 @@ impl Uploads {
             .run_tx("sign for a pack", move |tx, _| self.note_signature(tx, agent, attempt, pack).boxed())
             .await?;
         let key = ObjectName::Pack { series, sha256: pack.facts.meta.sha256 }.into();
-        let terms =
-            PutTerms { name: &key, sha256: pack.facts.meta.sha256, size: pack.facts.meta.size, limit: MAX_PACK };
+        let terms = PutTerms {
+            name: &key,
+            sha256: pack.facts.meta.sha256,
+            size: pack.facts.meta.size,
+            limit: MAX_PACK,
+        };
         self.objects.sign_put(terms).map_err(UploadError::Signing)
     }
 
@@ -251,7 +257,10 @@ impl Uploads {
     async fn look(&self, pack: &PackRow) -> Result<(), UploadError> {
         let (series, sha256) = (pack.series, pack.facts.meta.sha256);
         let key = ObjectName::Pack { series, sha256 }.into();
-        match inspect(&self.objects, &key, sha256, pack.facts.meta.size).await.map_err(UploadError::Objects)? {
+        match inspect(&self.objects, &key, sha256, pack.facts.meta.size)
+            .await
+            .map_err(UploadError::Objects)?
+        {
             None => Err(UploadError::NotThere { sha256 }),
             Some(Ok(())) => Ok(()),
             Some(Err(fault)) => {

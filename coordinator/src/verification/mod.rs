@@ -92,7 +92,8 @@ impl Verification {
         bad += self.check_packs(ctx, &backup, level, manifest, progress).await?;
 
         let outcome = if bad == 0 { Outcome::Done } else { Outcome::Failed };
-        ctx.record_alone(Action::BackupVerify, &entity, outcome, Details::none().with("findings", bad)).await?;
+        ctx.record_alone(Action::BackupVerify, &entity, outcome, Details::none().with("findings", bad))
+            .await?;
         Ok(())
     }
 
@@ -167,7 +168,8 @@ impl Verification {
             };
             return Ok((0, Some(lost(state, problem.to_owned()))));
         }
-        let (read, problem) = self.hash(&ObjectName::Pack { series, sha256 }, sha256, facts.meta.size).await?;
+        let (read, problem) =
+            self.hash(&ObjectName::Pack { series, sha256 }, sha256, facts.meta.size).await?;
         Ok((read, problem.map(|(state, problem)| lost(state, problem))))
     }
 

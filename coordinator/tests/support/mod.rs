@@ -11,9 +11,7 @@ use futures::future::BoxFuture;
 use sealift_common::clock::{Clock, UnixMillis};
 use sealift_common::crypto::key_file::generate_identity;
 use sealift_common::crypto::trust::RuleRecipient;
-use sealift_common::crypto::{
-    KeyOwner, Recipient, Rule, SeriesSecret, SigningKey, TrustObject, TrustPolicy,
-};
+use sealift_common::crypto::{KeyOwner, Recipient, Rule, SeriesSecret, SigningKey, TrustObject, TrustPolicy};
 use sealift_common::format::manifest::{Content, ManifestObject, PackRef, PublicDraft, Source, Status};
 use sealift_common::format::pack::{BackupKeys, PackMeta};
 use sealift_common::id::{AgentId, BackupId, PackId, Random, RunId, SeriesId, Sha256};
@@ -310,7 +308,12 @@ impl World {
     }
 
     /// A whole backup of `packs` new packs that refers to `earlier` ones as well.
-    pub async fn back_up(&self, agent: &Agent, recipient: &Recipient, packs: usize) -> (Begun, ManifestObject) {
+    pub async fn back_up(
+        &self,
+        agent: &Agent,
+        recipient: &Recipient,
+        packs: usize,
+    ) -> (Begun, ManifestObject) {
         let attempt = self.attempt(agent).await;
         let begun = self.begin(agent, &attempt).await;
         let mut refs: Vec<PackFacts> = self.referable(&begun).await;

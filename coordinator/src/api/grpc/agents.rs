@@ -4,6 +4,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use futures::{Stream, StreamExt as _};
+use sealift_common::clock::UnixMillis;
 use sealift_common::id::RequestId;
 use sealift_common::name::{Name, Selector};
 use sealift_proto::v1;
@@ -12,16 +13,19 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
+use super::backup_admin::backup_to_wire;
 use super::convert::Target;
 use super::{Gate, convert};
 use crate::audit::{Action, Details, Outcome};
+use crate::backups::query::BackupView;
 use crate::core::Core;
 use crate::identity::{Identities, IdentityError, agents};
 use crate::sessions::checks::{Checks, PATIENCE, SourceCheck};
 use crate::sessions::{Closed, SessionService};
 use crate::store::agents::{AgentRow, AgentState};
+use crate::store::backups::BackupRow;
 use crate::store::sources::SourceRow;
-use crate::store::{Tx, runs, sources};
+use crate::store::{Tx, backups, runs, sources};
 
 /// Most hosts that are asked to test their sources at a time.
 const MAX_TESTED: u32 = 1_000;
@@ -73,7 +77,8 @@ impl AgentApi {
         let mut out = Vec::new();
         for source in sources::of_agent(tx, agent.id).await? {
             let last_run = runs::newest_of_series(tx, source.series).await?;
-            out.push(source_to_wire(source, agent, last_run));
+            let last_good = backups::newest_at(tx, source.series, UnixMillis(i64::MAX)).await?;
+            out.push(source_to_wire(source, agent, last_run, last_good));
         }
         Ok(out)
     }
@@ -84,16 +89,23 @@ impl AgentApi {
     }
 }
 
-fn source_to_wire(source: SourceRow, agent: &AgentRow, last_run: Option<runs::RunRow>) -> v1::SourceState {
+fn source_to_wire(
+    source: SourceRow,
+    agent: &AgentRow,
+    last_run: Option<runs::RunRow>,
+    last_good: Option<BackupRow>,
+) -> v1::SourceState {
+    let (agent_name, source_name) = (agent.name.to_string(), source.name.to_string());
+    let view = |backup| BackupView { backup, agent: agent_name.clone(), source: source_name.clone() };
     v1::SourceState {
         agent_id: agent.id.to_string(),
-        agent: agent.name.to_string(),
-        name: source.name.into(),
+        last_good: last_good.map(view).map(backup_to_wire),
+        last_run: last_run.map(|run| convert::run_row_to_wire(run, &agent_name)),
+        agent: agent_name,
+        name: source_name,
         kind: source.kind,
         detail: source.detail,
         series_id: source.series.to_string(),
-        last_good: last_good.map(backup_to_wire),
-        last_run: last_run.map(|run| convert::run_row_to_wire(run, agent.name.as_str())),
         present: source.present,
     }
 }

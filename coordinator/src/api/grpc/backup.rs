@@ -53,10 +53,7 @@ impl v1::backup_server::Backup for BackupApi {
     type BeginStream = Answers<v1::BeginReply>;
     type ReadIndexesStream = Answers<v1::ReadIndexesReply>;
 
-    async fn begin(
-        &self,
-        request: Request<v1::BeginRequest>,
-    ) -> Result<Response<Self::BeginStream>, Status> {
+    async fn begin(&self, request: Request<v1::BeginRequest>) -> Result<Response<Self::BeginStream>, Status> {
         let ctx = self.gate.context(&request).await?;
         let asked = request.into_inner();
         let attempt = attempt_ref(asked.attempt)?;
@@ -177,10 +174,7 @@ impl v1::backup_server::Backup for BackupApi {
         Ok(Response::new(reply))
     }
 
-    async fn commit(
-        &self,
-        request: Request<v1::CommitRequest>,
-    ) -> Result<Response<v1::CommitReply>, Status> {
+    async fn commit(&self, request: Request<v1::CommitRequest>) -> Result<Response<v1::CommitReply>, Status> {
         let ctx = self.gate.context(&request).await?;
         let asked = request.into_inner();
         let attempt = attempt_ref(asked.attempt)?;

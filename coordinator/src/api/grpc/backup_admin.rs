@@ -11,7 +11,9 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use super::Gate;
-use super::convert::{bad_field, bytes, page, signed_request_to_wire, text, time_cursor, time_cursor_to_wire};
+use super::convert::{
+    bad_field, bytes, page, signed_request_to_wire, text, time_cursor, time_cursor_to_wire,
+};
 use crate::backups::Backups;
 use crate::backups::query::{BackupQuery, BackupView};
 use crate::backups::restore::MAX_GETS;
@@ -52,7 +54,10 @@ impl v1::backup_admin_server::BackupAdmin for BackupAdminApi {
         };
         let (found, next) = self.backups.list(&ctx, &query).await?;
         let backups = found.into_iter().map(backup_to_wire).collect();
-        Ok(Response::new(v1::ListBackupsReply { backups, next: next.map(|(ms, id)| time_cursor_to_wire(UnixMillis(ms), &id)).unwrap_or_default() }))
+        Ok(Response::new(v1::ListBackupsReply {
+            backups,
+            next: next.map(|(ms, id)| time_cursor_to_wire(UnixMillis(ms), &id)).unwrap_or_default(),
+        }))
     }
 
     async fn get_backup(
@@ -166,8 +171,7 @@ pub fn backup_to_wire(view: BackupView) -> v1::BackupInfo {
         ..v1::BackupInfo::default()
     };
     if let Some(prepared) = backup.prepared {
-        let stream =
-            |s: StreamRow| v1::StreamInfo { name: s.name, kind: s.kind, raw_bytes: s.raw_bytes };
+        let stream = |s: StreamRow| v1::StreamInfo { name: s.name, kind: s.kind, raw_bytes: s.raw_bytes };
         info.status = if prepared.partial { "partial" } else { "complete" }.to_owned();
         info.raw_bytes = prepared.raw_bytes;
         info.new_raw_bytes = prepared.new_raw_bytes;
