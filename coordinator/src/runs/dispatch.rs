@@ -20,8 +20,8 @@ const BATCH: u32 = 500;
 const INTERVAL: Duration = Duration::from_secs(1);
 /// How long an agent may take to answer an offer.
 const OFFER_LIFE: Duration = Duration::from_secs(30);
-/// How often leases of connected agents are extended.
-const EXTEND_EVERY: Duration = Duration::from_secs(5);
+/// Leases of connected agents are extended this many times before they would end.
+const EXTENSIONS: u32 = 6;
 
 impl Runs {
     /// Dispatches until `stop`; what fails is logged and tried again.
@@ -111,7 +111,7 @@ impl Runs {
             generation: self.core.generation,
             epoch: sources::next_fence(tx, run.series).await?,
             lease_owner: self.owner.clone(),
-            lease_expires: now.plus(OFFER_LIFE),
+            lease_expires: now.plus(OFFER_LIFE.min(self.lease)),
             instance: self.sessions.instance(run.agent),
             backup: None,
             started: now,
@@ -128,7 +128,7 @@ impl Runs {
     pub async fn keep_leases(self, stop: CancellationToken) {
         let mut recorded = std::collections::HashMap::new();
         loop {
-            tokio::select! { () = stop.cancelled() => return, () = tokio::time::sleep(EXTEND_EVERY) => {} }
+            tokio::select! { () = stop.cancelled() => return, () = tokio::time::sleep(self.lease / EXTENSIONS) => {} }
             let heard: Vec<_> = self.sessions.all();
             recorded.retain(|agent, _| heard.iter().any(|(connected, _)| connected == agent));
             let news: Vec<_> = heard

@@ -1,0 +1,300 @@
+//! Starts coordinators, and calls them as hosts and admins do.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use sealift_common::clock::Clock;
+use sealift_common::crypto::trust::RuleRecipient;
+use sealift_common::crypto::{AgentKeyObject, Rule, SigningKey, TrustObject, TrustPolicy, key_file};
+use sealift_common::id::{AgentId, InstanceId, Random, Sha256};
+use sealift_common::lifecycle::Lifecycle;
+use sealift_common::tls::{self, Identity};
+use sealift_coordinator::app::{Coordinator, Listeners};
+use sealift_coordinator::config::dev::{DevDir, DevListen, loopback};
+use sealift_coordinator::objects::embedded;
+use sealift_coordinator::sessions::SessionSettings;
+use sealift_coordinator::store::Store;
+use sealift_proto::v1;
+use sealift_proto::v1::agent_message::Message as FromAgent;
+use sealift_proto::v1::coordinator_message::Message as ToAgent;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
+use tonic::{Code, Status, Streaming};
+use url::Url;
+
+/// Nothing here takes so long.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A coordinator that serves.
+pub struct Server {
+    pub dir: PathBuf,
+    pub url: Url,
+    pub http: String,
+    pub ca: Vec<rustls_pki_types::CertificateDer<'static>>,
+    pub clock: Clock,
+    pub store: Store,
+    pub root_sha256: Sha256,
+    pub repository: sealift_common::id::RepositoryId,
+    lifecycle: Lifecycle,
+}
+
+impl Server {
+    /// Starts one in `dir`, as `dev` does; time moves only by `advance`.
+    pub async fn start(dir: &Path) -> Self {
+        Self::start_at(dir, Clock::manual(Clock::system().now())).await
+    }
+
+    /// As [`Server::start`], at another time.
+    pub async fn start_at(dir: &Path, clock: Clock) -> Self {
+        tls::install_provider();
+        let (random, lifecycle) = (Random::from_os(), Lifecycle::default());
+        let dev = DevDir::open(dir).unwrap();
+        let root_sha256 = dev.root(&random).unwrap();
+        let listen = DevListen { grpc: loopback(0), http: loopback(0), s3: loopback(0) };
+        let listeners = Listeners::bind(listen.grpc, listen.http).await.unwrap();
+        let storage = embedded::start(dev.path(), listen.s3, &random, &lifecycle).await.unwrap();
+        let mut settings = dev.settings(listen, root_sha256, storage, "sealift.test".parse().unwrap());
+        settings.identity.coordinators = vec![listeners.url().unwrap()];
+        settings.sessions =
+            SessionSettings { heartbeat: Duration::from_secs(5), reconnect_cap: Duration::from_secs(1) };
+        let coordinator = Coordinator::open(settings, clock.clone(), random).await.unwrap();
+        coordinator.write_admin(&"admin".parse().unwrap(), dev.path(), false).await.unwrap();
+        let (url, http) = (listeners.url().unwrap(), format!("https://{}", listeners.addresses().http));
+        let (store, repository) = (coordinator.core.store.clone(), coordinator.core.repository);
+        let ca = vec![coordinator.ca().certificate().clone()];
+        coordinator.serve(listeners, &lifecycle).unwrap();
+        Self { dir: dev.path().to_owned(), url, http, ca, clock, store, root_sha256, repository, lifecycle }
+    }
+
+    /// Stops it and waits until nothing of it is left.
+    pub async fn stop(self) {
+        self.lifecycle.soft.cancel();
+        tokio::time::timeout(PATIENCE, self.lifecycle.finished()).await.unwrap();
+        self.store.close().await;
+    }
+
+    /// A channel with this identity, or none.
+    pub fn channel(&self, identity: Option<&Identity>) -> Channel {
+        tls::channel(&self.url, tls::client_config(&self.ca, identity).unwrap()).unwrap()
+    }
+
+    /// A channel as the admin that `dev` makes.
+    pub fn admin(&self) -> Channel {
+        let identity =
+            Identity::from_files(&self.dir.join("admin.pem"), &self.dir.join("admin.key")).unwrap();
+        self.channel(Some(&identity))
+    }
+
+    /// Makes a token.
+    pub async fn token(&self, request: v1::CreateTokenRequest) -> v1::CreateTokenReply {
+        let mut tokens = v1::token_admin_client::TokenAdminClient::new(self.admin());
+        tokens.create_token(request).await.unwrap().into_inner()
+    }
+
+    /// Makes a token with all that is usual.
+    pub async fn usual_token(&self) -> String {
+        self.token(v1::CreateTokenRequest { uses: 1, ..Default::default() }).await.token
+    }
+
+    /// Enrols a host.
+    pub async fn enrolled(&self, name: &str) -> Host {
+        let mut host = Host::new(name);
+        host.enrol(self, &self.usual_token().await).await.unwrap();
+        host
+    }
+
+    /// Signs a trust policy with the root key of `dev` and sets it.
+    pub async fn set_trust(&self) -> Result<v1::SetTrustReply, Status> {
+        let root = key_file::load_root_key(&self.dir.join("root.key"), || unreachable!()).unwrap();
+        self.set_trust_signed_by(&root).await
+    }
+
+    /// Signs the next trust policy with `key` and sets it.
+    pub async fn set_trust_signed_by(&self, key: &SigningKey) -> Result<v1::SetTrustReply, Status> {
+        let mut trust = v1::trust_admin_client::TrustAdminClient::new(self.admin());
+        let chain = trust.get_trust(v1::GetTrustRequest {}).await.unwrap().into_inner().chain;
+        let (_, recipient) = key_file::generate_identity(self.clock.now());
+        let policy = TrustPolicy {
+            repository: self.repository,
+            version: chain.len() as u64 + 1,
+            created: self.clock.now(),
+            previous: chain.last().map(|object| Sha256::of(object)),
+            rules: vec![Rule {
+                scope: String::new(),
+                recipients: vec![RuleRecipient { recipient, label: String::new() }],
+            }],
+            agents: Vec::new(),
+            next_roots: Vec::new(),
+            next_threshold: 0,
+        };
+        let object = TrustObject::sign(policy, &[key]).unwrap().bytes().to_vec();
+        trust.set_trust(v1::SetTrustRequest { object }).await.map(tonic::Response::into_inner)
+    }
+
+    /// What the audit says about an action.
+    pub async fn audit(&self, action: &str) -> Vec<v1::AuditEvent> {
+        let mut fleet = v1::fleet_admin_client::FleetAdminClient::new(self.admin());
+        let request = v1::ListAuditRequest { action: action.to_owned(), ..Default::default() };
+        fleet.list_audit(request).await.unwrap().into_inner().events
+    }
+
+    /// The outcomes of an action in the audit, in order.
+    pub async fn outcomes(&self, action: &str) -> Vec<String> {
+        self.audit(action).await.into_iter().map(|event| event.outcome).collect()
+    }
+
+    /// One run as admins see it.
+    pub async fn run(&self, id: &str) -> v1::Run {
+        let mut runs = v1::run_admin_client::RunAdminClient::new(self.admin());
+        runs.get_run(v1::GetRunRequest { run: id.to_owned() }).await.unwrap().into_inner()
+    }
+
+    /// Follows a run until `is` holds.
+    pub async fn run_until(&self, id: &str, is: impl Fn(&v1::Run) -> bool) -> v1::Run {
+        let mut runs = v1::run_admin_client::RunAdminClient::new(self.admin());
+        let mut stream = runs.watch_run(v1::GetRunRequest { run: id.to_owned() }).await.unwrap().into_inner();
+        let wait = async {
+            loop {
+                let run =
+                    stream.message().await.unwrap().unwrap_or_else(|| panic!("the run ended otherwise"));
+                if is(&run) {
+                    return run;
+                }
+            }
+        };
+        tokio::time::timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("the run did not come so far"))
+    }
+}
+
+/// A host with its keys.
+pub struct Host {
+    pub name: String,
+    pub id: AgentId,
+    pub signing: SigningKey,
+    pub key: rcgen::KeyPair,
+    pub identity: Option<Identity>,
+}
+
+impl Host {
+    pub fn new(name: &str) -> Self {
+        let random = Random::from_os();
+        Self {
+            name: name.to_owned(),
+            id: AgentId::generate(&random),
+            signing: SigningKey::generate(&random),
+            key: rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap(),
+            identity: None,
+        }
+    }
+
+    pub fn csr(&self) -> Vec<u8> {
+        rcgen::CertificateParams::default().serialize_request(&self.key).unwrap().der().to_vec()
+    }
+
+    pub fn enrolment(&self, token: &str) -> v1::EnrollRequest {
+        let created = Clock::manual(sealift_common::clock::UnixMillis(1)).now();
+        v1::EnrollRequest {
+            token: token.to_owned(),
+            host: self.name.clone(),
+            csr_der: self.csr(),
+            signing_key: self.signing.verifying_key().to_vec(),
+            agent_key_object: AgentKeyObject::first(self.id, &self.signing, created).bytes().to_vec(),
+            agent_id: self.id.to_vec(),
+            agent_version: "0.1.0".to_owned(),
+        }
+    }
+
+    /// Takes the identity of a reply for its own.
+    pub fn adopt(&mut self, reply: &v1::Identity) {
+        let chain = reply.certificate_chain_der.iter().map(|der| der.clone().into()).collect();
+        let key = rustls_pki_types::PrivateKeyDer::Pkcs8(self.key.serialize_der().into());
+        self.identity = Some(Identity { chain, key });
+    }
+
+    /// Enrols with the CA pinned, as hosts do.
+    pub async fn enrol(&mut self, server: &Server, token: &str) -> Result<v1::Identity, Status> {
+        let config = tls::pinned_client_config(tls::fingerprint(&server.ca[0])).unwrap();
+        let channel = tls::channel(&server.url, config).unwrap();
+        let mut client = v1::enrollment_client::EnrollmentClient::new(channel);
+        let reply = client.enroll(self.enrolment(token)).await?.into_inner();
+        self.adopt(&reply);
+        Ok(reply)
+    }
+
+    pub fn channel(&self, server: &Server) -> Channel {
+        server.channel(Some(self.identity.as_ref().unwrap()))
+    }
+
+    /// Opens a session with these sources and attempts.
+    pub async fn connect_with(
+        &self,
+        server: &Server,
+        sources: &[&str],
+        attempts: Vec<v1::AttemptState>,
+    ) -> Result<HostSession, Status> {
+        let (out, receiver) = mpsc::channel(16);
+        let source = |name: &&str| v1::SourceInfo {
+            name: (*name).to_owned(),
+            kind: "directory".to_owned(),
+            detail: "/srv".to_owned(),
+            ..Default::default()
+        };
+        let hello = v1::Hello {
+            protocol_min: 1,
+            protocol_max: 1,
+            instance_id: InstanceId::generate(&Random::from_os()).to_vec(),
+            agent_version: "0.1.0".to_owned(),
+            sources: Some(v1::SourceList { sources: sources.iter().map(source).collect() }),
+            attempts,
+            ..Default::default()
+        };
+        let session = HostSession { out, incoming: None, welcome: v1::Welcome::default() };
+        session.tell(FromAgent::Hello(hello)).await;
+        let mut client = v1::session_client::SessionClient::new(self.channel(server));
+        let mut incoming = client.open(ReceiverStream::new(receiver)).await?.into_inner();
+        match incoming.message().await?.and_then(|m| m.message) {
+            Some(ToAgent::Welcome(welcome)) => {
+                Ok(HostSession { incoming: Some(incoming), welcome, ..session })
+            }
+            other => panic!("expected Welcome, got {other:?}"),
+        }
+    }
+
+    pub async fn connect(&self, server: &Server, sources: &[&str]) -> HostSession {
+        self.connect_with(server, sources, Vec::new()).await.unwrap()
+    }
+}
+
+/// An open session, as the host sees it.
+pub struct HostSession {
+    out: mpsc::Sender<v1::AgentMessage>,
+    incoming: Option<Streaming<v1::CoordinatorMessage>>,
+    pub welcome: v1::Welcome,
+}
+
+impl HostSession {
+    pub async fn tell(&self, message: FromAgent) {
+        self.out.send(v1::AgentMessage { message: Some(message) }).await.unwrap();
+    }
+
+    /// What the coordinator says next; the status where it ends the session.
+    pub async fn next(&mut self) -> Result<ToAgent, Status> {
+        let incoming = self.incoming.as_mut().unwrap();
+        let message = tokio::time::timeout(PATIENCE, incoming.message()).await.unwrap()?;
+        message.and_then(|m| m.message).ok_or_else(|| Status::new(Code::Ok, "the session ended"))
+    }
+
+    /// The offer that comes next.
+    pub async fn offer(&mut self) -> v1::Offer {
+        match self.next().await.unwrap() {
+            ToAgent::Offer(offer) => offer,
+            other => panic!("expected an offer, got {other:?}"),
+        }
+    }
+
+    pub async fn accept(&self, offer: &v1::Offer) {
+        let reply = v1::OfferReply { attempt: offer.attempt.clone(), accepted: true, ..Default::default() };
+        self.tell(FromAgent::OfferReply(reply)).await;
+    }
+}

@@ -1,0 +1,9 @@
+//! A whole coordinator on loopback ports, with its real database, CA and embedded S3 server; callers over real mTLS gRPC.
+
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+mod access;
+mod enrolment;
+mod harness;
+mod runs;
+mod sessions;

@@ -1,0 +1,117 @@
+//! Sessions: the newest wins, revoked hosts leave at once, series survive what hosts do to their configs.
+
+use std::time::Duration;
+
+use sealift_proto::v1;
+use sealift_proto::v1::agent_admin_client::AgentAdminClient;
+use sealift_proto::v1::agent_message::Message as FromAgent;
+use sealift_proto::v1::coordinator_message::Message as ToAgent;
+use tonic::Code;
+
+use crate::harness::Server;
+
+#[tokio::test]
+async fn the_newest_session_wins() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path()).await;
+    let host = server.enrolled("store-1").await;
+    let mut older = host.connect(&server, &["db"]).await;
+    let mut newer = host.connect(&server, &["db"]).await;
+    assert_eq!(older.next().await.unwrap_err().code(), Code::Aborted);
+    let mut agents = AgentAdminClient::new(server.admin());
+    let request = v1::TestSourcesRequest { source: "store-1/db".into(), ..Default::default() };
+    let mut answers = agents.test_sources(request).await.unwrap().into_inner();
+    let Ok(ToAgent::TestSource(test)) = newer.next().await else { panic!("expected a test") };
+    assert_eq!(test.source, "db");
+    let check =
+        v1::SourceCheck { source: "db".into(), ok: true, detail: "fine".into(), ..Default::default() };
+    let result = v1::SourceTestResult { request_id: test.request_id, checks: vec![check], last: true };
+    newer.tell(FromAgent::SourceTest(result)).await;
+    let answer = answers.message().await.unwrap().unwrap();
+    assert_eq!((answer.agent.as_str(), answer.check.unwrap().detail.as_str()), ("store-1", "fine"));
+    assert!(answers.message().await.unwrap().is_none());
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_revoked_agent_is_out_at_once_and_for_good() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path()).await;
+    let host = server.enrolled("store-1").await;
+    let mut session = host.connect(&server, &["db"]).await;
+    let mut agents = AgentAdminClient::new(server.admin());
+    let request = v1::RevokeAgentRequest { agent: "store-1".into(), reason: "stolen".into() };
+    let revoked = agents.revoke_agent(request).await.unwrap().into_inner();
+    assert_eq!((revoked.state.as_str(), revoked.connected), ("revoked", false));
+    let ended = tokio::time::timeout(Duration::from_secs(30), session.next()).await.unwrap().unwrap_err();
+    assert_eq!(ended.code(), Code::PermissionDenied);
+
+    let again = host.connect_with(&server, &["db"], Vec::new()).await.err().unwrap();
+    assert_eq!(again.code(), Code::PermissionDenied);
+    let mut certificates = v1::certificates_client::CertificatesClient::new(host.channel(&server));
+    let renewal = certificates.renew(v1::RenewRequest { csr_der: host.csr() }).await.unwrap_err();
+    assert_eq!(renewal.code(), Code::PermissionDenied);
+    let mut enrolment = v1::enrollment_client::EnrollmentClient::new(server.channel(None));
+    let recovery =
+        enrolment.challenge(v1::ChallengeRequest { agent_id: host.id.to_vec() }).await.unwrap_err();
+    assert_eq!(recovery.code(), Code::PermissionDenied);
+    assert_eq!(server.outcomes("agent.revoke").await, ["intended", "done"]);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_source_keeps_its_series_and_labels_come_from_admins_only() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path()).await;
+    let host = server.enrolled("store-1").await;
+    let mut agents = AgentAdminClient::new(server.admin());
+    let get = || v1::GetAgentRequest { agent: "store-1".into() };
+    let first = host.connect(&server, &["db", "files"]).await;
+    let before = agents.get_agent(get()).await.unwrap().into_inner().sources;
+    drop(first);
+    let _second = host.connect(&server, &["db", "logs"]).await;
+    let after = agents.get_agent(get()).await.unwrap().into_inner().sources;
+    let find =
+        |sources: &[v1::SourceState], name: &str| sources.iter().find(|s| s.name == name).unwrap().clone();
+    assert_eq!(find(&before, "db").series_id, find(&after, "db").series_id);
+    assert_eq!(find(&before, "files").series_id, find(&after, "files").series_id);
+    assert!(!find(&after, "files").present && find(&after, "logs").present);
+
+    let set = [("region".to_owned(), "eu".to_owned())].into();
+    let prefix = host.id.to_string()[..13].to_owned();
+    let labelled =
+        agents.label_agent(v1::LabelAgentRequest { agent: prefix, set, remove: vec![] }).await.unwrap();
+    assert_eq!(labelled.get_ref().labels["region"], "eu");
+    let remove = v1::LabelAgentRequest {
+        agent: "store-1".into(),
+        remove: vec!["region".into()],
+        ..Default::default()
+    };
+    assert!(agents.label_agent(remove).await.unwrap().get_ref().labels.is_empty());
+    let unknown = agents.get_agent(v1::GetAgentRequest { agent: "store-9".into() }).await.unwrap_err();
+    assert_eq!(unknown.code(), Code::NotFound);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_no_hello_or_of_another_age_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path()).await;
+    let host = server.enrolled("store-1").await;
+    let mut client = v1::session_client::SessionClient::new(host.channel(&server));
+    for (message, code) in [
+        (FromAgent::Heartbeat(v1::Heartbeat::default()), Code::InvalidArgument),
+        (
+            FromAgent::Hello(v1::Hello { protocol_min: 7, protocol_max: 9, ..Default::default() }),
+            Code::FailedPrecondition,
+        ),
+        (
+            FromAgent::Hello(v1::Hello { protocol_min: 1, protocol_max: 1, ..Default::default() }),
+            Code::InvalidArgument,
+        ),
+    ] {
+        let stream = tokio_stream::iter([v1::AgentMessage { message: Some(message) }]);
+        assert_eq!(client.open(stream).await.unwrap_err().code(), code);
+    }
+    server.stop().await;
+}
