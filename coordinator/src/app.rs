@@ -3,11 +3,13 @@
 //! Stopping: first softly (no new connections, agents are asked to come back, what is under way is finished), then hard.
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use sealift_common::clock::Clock;
+use sealift_common::format::names::ObjectName;
 use sealift_common::id::Random;
 use sealift_common::lifecycle::Lifecycle;
 use sealift_common::name::Name;
@@ -35,9 +37,10 @@ use crate::backups::Backups;
 use crate::config::Settings;
 use crate::core::Core;
 use crate::identity::Identities;
+use crate::identity::admins::{self, AdminFilesError};
 use crate::identity::ca::{Ca, CaError, SERVER_LIFE};
 use crate::objects::http::InvalidTls;
-use crate::objects::{ObjectStore, monitor};
+use crate::objects::{ObjectError, ObjectErrorKind, ObjectStore, Put, monitor};
 use crate::runs::Runs;
 use crate::sessions::checks::Checks;
 use crate::sessions::{Closed, Command, SessionService, Sessions};
@@ -78,15 +81,9 @@ pub enum AppError {
         #[source]
         source: std::io::Error,
     },
-    /// A file for an admin.
-    #[error("cannot write {}", path.display())]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// Why not.
-        #[source]
-        source: std::io::Error,
-    },
+    /// The files of an admin.
+    #[error("cannot make an admin's context")]
+    Admin(#[from] AdminFilesError),
 }
 
 /// A coordinator that is ready to serve.
@@ -190,7 +187,7 @@ impl Coordinator {
     /// # Errors
     /// [`AppError`].
     pub async fn write_admin(&self, name: &Name, dir: &Path, replace: bool) -> Result<(), AppError> {
-        crate::identity::admins::write(&self.core, &self.ca, name, dir, replace).await
+        Ok(admins::write(&self.core, &self.ca, name, dir, replace).await?)
     }
 
     /// Serves on `listeners` until `lifecycle` stops it; all its tasks are tracked there.
@@ -232,7 +229,8 @@ impl Coordinator {
         tracker.spawn(self.runs.clone().keep_leases(soft.clone()));
         let (backups, stop) = (self.backups.clone(), soft.clone());
         tracker.spawn(async move { backups.resolve_until(stop).await });
-        tracker.spawn(tidy(self.identities.clone(), limits, soft.clone()));
+        let (core, objects) = (self.core.clone(), self.objects.clone());
+        tracker.spawn(tidy(core, objects, self.identities.clone(), limits, soft.clone()));
         tracker.spawn(renew_own(self.ca, self.settings, vec![grpc_tls, http_tls], soft.clone()));
         Ok(())
     }
@@ -333,8 +331,41 @@ async fn drain(sessions: Arc<Sessions>, stop: CancellationToken) {
     }
 }
 
-async fn tidy(identities: Identities, limits: Limits, stop: CancellationToken) {
+/// Says in the bucket whose it is: for people and tools only, the trust policy decides.
+async fn announce(core: &Core, objects: &ObjectStore) -> Result<(), ObjectError> {
+    let key = ObjectName::Repository.into();
+    if objects.head(&key).await?.is_some() {
+        return Ok(());
+    }
+    let hint = serde_json::json!({
+        "format": 1,
+        "repository_id": core.repository.to_string(),
+        "created": core.clock.now().rfc3339(),
+    });
+    match objects.put(&key, Bytes::from(hint.to_string()), Put::New).await {
+        Err(error) if error.kind != ObjectErrorKind::AlreadyThere => Err(error),
+        _ => Ok(()),
+    }
+}
+
+async fn tidy(
+    core: Core,
+    objects: ObjectStore,
+    identities: Identities,
+    limits: Limits,
+    stop: CancellationToken,
+) {
+    let mut announced = false;
     loop {
+        if !announced {
+            match announce(&core, &objects).await {
+                Ok(()) => announced = true,
+                Err(error) => {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::warn!(error, "the bucket does not say yet whose it is");
+                }
+            }
+        }
         if let Err(error) = identities.store_trust().await {
             tracing::warn!(
                 error = &error as &dyn std::error::Error,

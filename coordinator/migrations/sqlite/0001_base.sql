@@ -8,7 +8,8 @@ CREATE TABLE installation (
 );
 
 CREATE TABLE audit_events (
-    id             TEXT PRIMARY KEY NOT NULL,
+    seq            INTEGER PRIMARY KEY AUTOINCREMENT,   -- the order of commits on SQLite
+    id             TEXT NOT NULL UNIQUE,
     time_ms        BIGINT NOT NULL,
     actor          TEXT NOT NULL,
     source_address TEXT NOT NULL,
@@ -18,7 +19,7 @@ CREATE TABLE audit_events (
     outcome        TEXT NOT NULL CHECK (outcome IN ('intended', 'done', 'failed', 'refused')),
     details        TEXT NOT NULL
 );
-CREATE INDEX audit_events_time ON audit_events (time_ms, id);
+CREATE INDEX audit_events_time ON audit_events (time_ms);
 CREATE TRIGGER audit_events_no_update BEFORE UPDATE ON audit_events
     BEGIN SELECT RAISE(ABORT, 'audit events are append-only'); END;
 CREATE TRIGGER audit_events_no_delete BEFORE DELETE ON audit_events

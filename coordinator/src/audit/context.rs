@@ -275,6 +275,7 @@ impl OpContext {
         details: Details,
     ) -> Result<(), StoreError> {
         let event = EventRow {
+            place: 0,
             id: EventId::generate(&self.core.random),
             time: self.core.clock.now(),
             actor: self.actor.to_string(),

@@ -1,6 +1,6 @@
 //! Certificates of admins, for whoever administers the machine that the coordinator runs on.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use futures::FutureExt as _;
@@ -10,10 +10,9 @@ use sealift_common::name::Name;
 use sealift_common::tls;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::ca::Ca;
+use super::ca::{Ca, CaError};
 use super::files;
 use super::peer::{ClientCertificate, Subject};
-use crate::app::AppError;
 use crate::audit::{Action, Details, OpContext, Outcome};
 use crate::core::Core;
 use crate::store::StoreError;
@@ -23,12 +22,38 @@ const LIFE: Duration = Duration::from_secs(365 * 24 * 3_600);
 /// One that is good for less than this is replaced.
 const SPARE: Duration = Duration::from_secs(30 * 24 * 3_600);
 
+/// Why an admin's files were not written.
+#[derive(Debug, thiserror::Error)]
+pub enum AdminFilesError {
+    /// The certificate.
+    #[error("cannot issue the admin's certificate")]
+    Ca(#[from] CaError),
+    /// The audit.
+    #[error("cannot record that an admin's certificate is issued, so it was not")]
+    Store(#[from] StoreError),
+    /// One of the files.
+    #[error("cannot write {}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
 /// Writes `admin.pem` and `admin.key` (0600) into `dir`. What is there stays, unless it is someone else's, of another CA,
 /// about to expire, or is to be replaced.
 ///
 /// # Errors
-/// [`AppError`], naming the file.
-pub async fn write(core: &Core, ca: &Ca, name: &Name, dir: &Path, replace: bool) -> Result<(), AppError> {
+/// [`AdminFilesError`].
+pub async fn write(
+    core: &Core,
+    ca: &Ca,
+    name: &Name,
+    dir: &Path,
+    replace: bool,
+) -> Result<(), AdminFilesError> {
     let subject = Subject::Admin(name.clone());
     let paths = (dir.join("admin.pem"), dir.join("admin.key"));
     if !replace && paths.1.exists() && is_good(&paths.0, ca, &subject, core.clock.now()) {
@@ -56,7 +81,7 @@ pub async fn write(core: &Core, ca: &Ca, name: &Name, dir: &Path, replace: bool)
     };
     let write = |path: &Path, text: &str| {
         files::write_whole(path, text.as_bytes(), 0o600)
-            .map_err(|source| AppError::File { path: path.to_owned(), source })
+            .map_err(|source| AdminFilesError::File { path: path.to_owned(), source })
     };
     write(&paths.1, &zeroize::Zeroizing::new(key))?;
     write(&paths.0, &chain)

@@ -45,6 +45,9 @@ pub struct IdentitySettings {
     pub coordinators: Vec<Url>,
 }
 
+/// Challenges that are open: whom each was given to, and until when it is good.
+type Challenges = HashMap<[u8; 32], (AgentId, UnixMillis)>;
+
 /// Everything about identities. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Identities {
@@ -52,7 +55,7 @@ pub struct Identities {
     ca: Arc<Ca>,
     objects: ObjectStore,
     settings: Arc<IdentitySettings>,
-    challenges: Arc<Mutex<HashMap<[u8; 32], (AgentId, UnixMillis)>>>,
+    challenges: Arc<Mutex<Challenges>>,
 }
 
 impl Identities {

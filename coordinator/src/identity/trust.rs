@@ -12,8 +12,8 @@ use sealift_common::format::names::ObjectName;
 use super::{Identities, IdentityError};
 use crate::audit::{Action, Details, OpContext};
 use crate::objects::{ObjectErrorKind, Put};
+use crate::store::Tx;
 use crate::store::trust::{self, TrustRow};
-use crate::store::{StoreError, Tx};
 
 impl Identities {
     /// The objects in force, oldest first.
@@ -107,7 +107,7 @@ impl Identities {
             self.core
                 .store
                 .run_tx("trust is in the bucket", move |tx, _| {
-                    async move { Ok::<_, StoreError>(trust::set_in_bucket(tx, version).await?) }.boxed()
+                    async move { trust::set_in_bucket(tx, version).await }.boxed()
                 })
                 .await?;
         }

@@ -334,6 +334,46 @@ impl Runs {
         Ok(attempt)
     }
 
+    /// Ends all runs of an agent that will not be heard any more.
+    ///
+    /// # Errors
+    /// The database's own.
+    pub async fn end_all_of(&self, ctx: &OpContext, agent: AgentId, reason: &str) -> Result<(), RunError> {
+        let now = self.core.clock.now();
+        let ended = self
+            .core
+            .store
+            .run_tx("end an agent's runs", |tx, _| {
+                async move {
+                    for attempt in attempts::open_of_agent(tx, agent).await? {
+                        let report = Report { error: reason.to_owned(), ..Report::default() };
+                        // Whatever it was doing: it cannot tell us any more.
+                        advance(tx, now, &attempt, AttemptEvent::Lose, report).await?;
+                    }
+                    let open = runs::open_of_agent(tx, agent).await?;
+                    for run in &open {
+                        let mut run = run.clone();
+                        run.state = run.state.apply(RunEvent::Cancel)?;
+                        run.cancelled_by = Some(ctx.actor().to_string());
+                        reason.clone_into(&mut run.error);
+                        run.ended = Some(now);
+                        runs::update(tx, &run).await?;
+                        let said = Details::none().with("reason", reason);
+                        ctx.record(tx, Action::RunFinish, &format!("run:{}", run.id), Outcome::Done, said)
+                            .await?;
+                    }
+                    Ok::<_, RunError>(open)
+                }
+                .boxed()
+            })
+            .await?;
+        for run in ended {
+            self.forget_progress(run.id);
+            self.changed(run.id);
+        }
+        Ok(())
+    }
+
     pub(super) fn forget_progress(&self, run: RunId) {
         self.progress.lock().unwrap_or_else(std::sync::PoisonError::into_inner).remove(&run);
     }

@@ -187,14 +187,14 @@ pub async fn expired(tx: &mut Tx, now: UnixMillis, limit: u32) -> Result<Vec<Att
     .map_err(failed("find leases that ended"))
 }
 
-/// Extends the leases of an agent's open attempts that `instance` works on (or has not yet answered).
+/// Extends the leases of an agent's open attempts. Those that it has not answered, or is to stop, end in any case.
 ///
 /// # Errors
 /// The database's own.
 pub async fn extend(tx: &mut Tx, agent: AgentId, until: UnixMillis) -> Result<(), StoreError> {
     sqlx::query(
         "UPDATE attempts SET lease_expires_ms = $2 WHERE agent_id = $1 AND ended_ms IS NULL
-            AND state NOT IN ('offered') AND lease_expires_ms < $2",
+            AND state NOT IN ('offered', 'cancelling') AND lease_expires_ms < $2",
     )
     .bind(agent.to_string())
     .bind(until.0)

@@ -9,6 +9,8 @@ use super::{Row, StoreError, Tx, failed, text};
 /// One row of the audit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EventRow {
+    /// Its place in the order in which events were recorded; what is given to [`append`] does not matter.
+    pub place: i64,
     /// Its id.
     pub id: EventId,
     /// When it was recorded.
@@ -62,37 +64,35 @@ pub struct EventFilter {
     pub actor: String,
     /// Only this action's; `token.*` for all of a kind.
     pub action: String,
-    /// Only events after this position, as [`EventRow`]'s time and id.
-    pub after: Option<(i64, String)>,
+    /// Only events after the one with this place in the order.
+    pub after: i64,
     /// At most so many.
     pub limit: u32,
 }
 
-/// Events in the order of their time.
+/// Events in the order in which they were recorded.
 ///
 /// # Errors
 /// The database's own.
 pub async fn list(tx: &mut Tx, filter: &EventFilter) -> Result<Vec<EventRow>, StoreError> {
-    let (after_ms, after_id) = filter.after.clone().unwrap_or((i64::MIN, String::new()));
     let (low, high) = match filter.action.strip_suffix('*') {
         Some(kind) => (kind.to_owned(), format!("{kind}\u{10ffff}")),
         None => (filter.action.clone(), filter.action.clone()),
     };
     sqlx::query(
-        "SELECT id, time_ms, actor, source_address, request_id, action, entity, outcome, details FROM audit_events
+        "SELECT seq, id, time_ms, actor, source_address, request_id, action, entity, outcome, details FROM audit_events
          WHERE time_ms >= $1 AND ($2 = '' OR actor = $2) AND ($3 = '' OR (action >= $3 AND action <= $4))
-           AND (time_ms > $5 OR (time_ms = $5 AND id > $6))
-         ORDER BY time_ms, id LIMIT $7",
+           AND seq > $5 ORDER BY seq LIMIT $6",
     )
     .bind(filter.since.0)
     .bind(&filter.actor)
     .bind(low)
     .bind(high)
-    .bind(after_ms)
-    .bind(after_id)
+    .bind(filter.after)
     .bind(i64::from(filter.limit))
     .try_map(|row: Row| {
         Ok(EventRow {
+            place: row.try_get("seq")?,
             id: text(&row, "id")?,
             time: UnixMillis(row.try_get("time_ms")?),
             actor: row.try_get("actor")?,

@@ -165,6 +165,19 @@ pub async fn due(tx: &mut Tx, now: UnixMillis, limit: u32) -> Result<Vec<RunRow>
     .map_err(failed("find runs that are due"))
 }
 
+/// The runs of an agent that are not over.
+///
+/// # Errors
+/// The database's own.
+pub async fn open_of_agent(tx: &mut Tx, agent: AgentId) -> Result<Vec<RunRow>, StoreError> {
+    sqlx::query("SELECT * FROM runs WHERE ended_ms IS NULL AND agent_id = $1 ORDER BY created_ms, id")
+        .bind(agent.to_string())
+        .try_map(decode)
+        .fetch_all(tx)
+        .await
+        .map_err(failed("read an agent's runs"))
+}
+
 /// What to list.
 #[derive(Debug, Clone, Default)]
 pub struct RunFilter {

@@ -37,8 +37,14 @@ async fn the_newest_session_wins() {
 async fn a_revoked_agent_is_out_at_once_and_for_good() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(dir.path()).await;
+    server.set_trust().await.unwrap();
     let host = server.enrolled("store-1").await;
-    let mut session = host.connect(&server, &["db"]).await;
+    let mut session = host.connect(&server, &["db", "files"]).await;
+    let mut runs = v1::run_admin_client::RunAdminClient::new(server.admin());
+    let start = v1::StartRunsRequest { source: "store-1".into(), ..Default::default() };
+    let started = runs.start_runs(start).await.unwrap().into_inner().runs;
+    session.offer().await;
+    session.offer().await;
     let mut agents = AgentAdminClient::new(server.admin());
     let request = v1::RevokeAgentRequest { agent: "store-1".into(), reason: "stolen".into() };
     let revoked = agents.revoke_agent(request).await.unwrap().into_inner();
@@ -46,6 +52,10 @@ async fn a_revoked_agent_is_out_at_once_and_for_good() {
     let ended = tokio::time::timeout(Duration::from_secs(30), session.next()).await.unwrap().unwrap_err();
     assert_eq!(ended.code(), Code::PermissionDenied);
 
+    for run in started {
+        let ended = server.run(&run.id).await;
+        assert_eq!((ended.state.as_str(), ended.error.as_str()), ("cancelled", "the agent was revoked"));
+    }
     let again = host.connect_with(&server, &["db"], Vec::new()).await.err().unwrap();
     assert_eq!(again.code(), Code::PermissionDenied);
     let mut certificates = v1::certificates_client::CertificatesClient::new(host.channel(&server));

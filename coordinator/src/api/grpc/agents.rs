@@ -175,6 +175,7 @@ impl AgentAdmin for AgentApi {
         let wire = request.into_inner();
         let row = self.identities.revoke_agent(&ctx, &wire.agent, &wire.reason).await?;
         self.sessions.registry().close(row.id, Closed::Revoked);
+        self.sessions.runs.end_all_of(&ctx, row.id, "the agent was revoked").await?;
         self.whole(row).await
     }
 

@@ -165,11 +165,11 @@ impl FleetAdmin for FleetApi {
             since: UnixMillis(wire.since_ms),
             actor: wire.actor,
             action: wire.action,
-            after: convert::time_cursor(&after)?,
+            after: if after.is_empty() { 0 } else { convert::text("page.after", &after)? },
             limit,
         };
         let events = audit::list(&mut *self.core.store.reader().await?, &filter).await?;
-        let next = convert::next(&events, limit, |event| convert::time_cursor_to_wire(event.time, &event.id));
+        let next = convert::next(&events, limit, |event| event.place.to_string());
         Ok(Response::new(v1::ListAuditReply {
             events: events.into_iter().map(event_to_wire).collect(),
             next,
