@@ -76,11 +76,12 @@ pub fn restore_tree(
 ) -> Result<TreeReport, RestoreError> {
     let files: Vec<&Stream> =
         backup.content().streams.iter().filter(|stream| stream.kind != StreamKind::Catalog).collect();
-    prepare(target, options)?;
+    let fresh = prepare(target, options)?;
     let mut run = Run {
         runtime,
         backup,
         options,
+        fresh,
         progress,
         extractor: Extractor::open(target, options.extras)?,
         report: TreeReport::default(),
@@ -99,12 +100,13 @@ pub fn restore_tree(
     Ok(run.report)
 }
 
-fn prepare(target: &Path, options: TreeOptions) -> Result<(), RestoreError> {
+/// Sees to a directory that may be written to; whether it was made for this.
+fn prepare(target: &Path, options: TreeOptions) -> Result<bool, RestoreError> {
     let write = |error: io::Error| RestoreError::write(target, error);
     match fs::read_dir(target) {
         Ok(mut entries) => {
             if entries.next().is_none() || options.force || options.resume {
-                return Ok(());
+                return Ok(false);
             }
             Err(RestoreError::Target {
                 path: target.to_owned(),
@@ -114,7 +116,9 @@ fn prepare(target: &Path, options: TreeOptions) -> Result<(), RestoreError> {
                         .to_owned(),
             })
         }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => fs::create_dir_all(target).map_err(write),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            fs::create_dir_all(target).map_err(write).map(|()| true)
+        }
         Err(error) => Err(write(error)),
     }
 }
@@ -155,6 +159,8 @@ struct Run<'a> {
     runtime: &'a Handle,
     backup: &'a OpenBackup,
     options: TreeOptions,
+    /// The target was made for this, so it may get the mode and the owner of what it stands for.
+    fresh: bool,
     progress: &'a Progress,
     extractor: Extractor,
     report: TreeReport,
@@ -374,6 +380,9 @@ impl<'a> Run<'a> {
         let mut path = path_of(&member.path, tar)?;
         if path != path_of(&entry.path, tar)? || !same_kind(entry.kind, member.kind) {
             return Err(malformed(tar, "it has other members than its catalog names"));
+        }
+        if path.is_root() && !self.fresh {
+            return Ok(());
         }
         if let Some(other) = selection.stand_ins.get(&path) {
             path = other.clone();
