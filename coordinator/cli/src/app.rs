@@ -131,7 +131,7 @@ fn telemetry_settings() -> telemetry::Settings {
     let text = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
     telemetry::Settings {
         program: "sealift",
-        level: text("SEALIFT_LOG").unwrap_or_else(|| "warn,sealift=info".to_owned()),
+        level: text("SEALIFT_LOG").unwrap_or_else(|| "error,sealift=info,sealift_common=warn".to_owned()),
         log: telemetry::LogTarget::Stderr,
         otlp_endpoint: text("OTEL_EXPORTER_OTLP_ENDPOINT"),
     }

@@ -12,7 +12,7 @@ use crate::time::{Since, parse_since, relative, rfc3339};
 /// `sealift audit …`
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// List audit events, newest first
+    /// List audit events, in the order in which they happened
     #[command(
         after_help = "Examples:\n  sealift audit list --since 24h\n  sealift audit list --actor admin --action backup.restore --output json"
     )]

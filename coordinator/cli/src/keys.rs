@@ -7,6 +7,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use sealift_common::crypto::SigningKey;
 use sealift_common::crypto::key_file;
 use sealift_common::id::Random;
+use sealift_common::restore::RestoreError;
 use sealift_common::secret::Secret;
 use sealift_proto::v1;
 use serde::Serialize;
@@ -198,6 +199,7 @@ async fn test(app: &App, args: TestArgs) -> Result<Exit> {
             match online::test_keys(app, &coordinator, &backup, identities.clone(), &args.pins).await {
                 Ok(()) => None,
                 Err(error) if error.exit() == Exit::Unreachable => return Err(error),
+                Err(Error::Restore(RestoreError::Slot { source, .. })) => Some(source.to_string()),
                 Err(error) => Some(chain(&error)),
             };
         bar.set(tested.len() as u64);

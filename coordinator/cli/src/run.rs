@@ -333,7 +333,7 @@ pub async fn watch(ui: &Ui, coordinator: &Coordinator, run: &str) -> Result<v1::
     loop {
         let error = match follow(coordinator, run, &mut follower, &mut lost).await {
             Ok(Some(run)) => {
-                follower.end(&run);
+                follower.end(coordinator, &run).await;
                 return Ok(run);
             }
             Ok(None) => tonic::Status::unavailable("the coordinator ended the stream"),
@@ -399,20 +399,26 @@ impl Follower<'_> {
         }
     }
 
-    fn end(&mut self, run: &v1::Run) {
+    async fn end(&mut self, coordinator: &Coordinator, run: &v1::Run) {
         self.close();
         let name = format!("{}/{}", run.agent, run.source);
         let took = rough(UnixMillis(run.ended_ms).since(UnixMillis(run.started_ms)));
-        let progress = run.progress.clone().unwrap_or_default();
         match run.state.as_str() {
-            "succeeded" | "partial" => self.ui.note(format!(
-                "{name}: {} in {took}: {} read, {} new, {} stored, backup {}",
-                run.state,
-                ui::size(progress.raw_bytes),
-                ui::size(progress.new_raw_bytes),
-                ui::size(progress.stored_bytes),
-                run.backup_id
-            )),
+            "succeeded" | "partial" => {
+                // Progress comes every few seconds; what was really stored, the backup knows.
+                let request = v1::GetBackupRequest { backup: run.backup_id.clone() };
+                let info = coordinator.backups().get_backup(request).await.map(tonic::Response::into_inner);
+                let info = info.unwrap_or_default();
+                self.ui.note(format!(
+                    "{name}: {} in {took}: {} read, {} new, {} stored, backup {}",
+                    run.state,
+                    ui::size(info.raw_bytes),
+                    ui::size(info.new_raw_bytes),
+                    ui::size(info.new_stored_bytes),
+                    run.backup_id
+                ));
+                info.warnings.iter().for_each(|warning| self.ui.warn(ui::printable(warning)));
+            }
             _ => self.ui.error(format!(
                 "{name}: {}: {} (sealift run show {})",
                 run.state,

@@ -289,8 +289,9 @@ async fn show(app: &App, args: ShowArgs) -> Result<Exit> {
         let newest = chain.objects.iter().max_by_key(|object| object.policy().version);
         View::of(newest.map(TrustObject::policy), newest.map(TrustObject::sha256), false)
     };
-    if view.version == 0 {
+    if view.version == 0 && app.ui.format == ui::Format::Table {
         app.ui.note("there is no trust policy yet: `sealift trust set --recipient age1… --recipient age1…`");
+        return Ok(Exit::Done);
     }
     app.ui.object(&view, |view| {
         let mut lines = vec![

@@ -102,7 +102,10 @@ impl Ui {
                 self.note("nothing found");
                 Ok(())
             }
-            Format::Table => print(&format!("{}\n", table(header, values.iter().map(row)))),
+            Format::Table => {
+                let text = table(header, values.iter().map(row)).to_string();
+                text.lines().try_for_each(|line| print(&format!("{}\n", line.trim_end())))
+            }
         }
     }
 

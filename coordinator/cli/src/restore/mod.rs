@@ -70,7 +70,9 @@ async fn act(app: &App, args: &Args, target: &Target, backup: &OpenBackup) -> Re
         plan.print(app)?;
         return Ok(Exit::Done);
     }
-    plan.tell(app);
+    if !matches!(target, Target::Stdout(_)) {
+        plan.tell(app);
+    }
     match target {
         Target::Directory(path) => {
             if plan.replaces && app.ui.terminal {

@@ -220,32 +220,29 @@ impl Bucket {
         Ok(opened.await?)
     }
 
-    /// Looks at manifests, newest first within each series; one that does not hold is told of and left out.
-    async fn look_at(&self, app: &App, names: Vec<ObjectName>) -> Result<Vec<Found>> {
+    /// Looks at manifests, newest first within each series; one that does not hold is told of apart.
+    async fn look_at(&self, app: &App, names: Vec<ObjectName>) -> Result<Looked> {
         let mut bar = Bar::new(&app.ui, "opening manifests", 0);
         let mut looks = futures::stream::iter(names)
             .map(|name| async move { (name, self.look(name).await) })
             .buffered(AT_ONCE);
-        let (mut found, mut bad) = (Vec::new(), None);
-        while let Some((name, result)) = looks.next().await {
+        let mut looked = Looked { found: Vec::new(), bad: None };
+        while let Some((_, result)) = looks.next().await {
             match result {
-                Ok(look) => found.push(look),
+                Ok(found) => looked.found.push(found),
                 Err(error) => {
                     let error = Error::from(error);
                     if error.exit() == Exit::Unreachable || error.exit() == Exit::Refused {
                         return Err(error);
                     }
-                    bar.line(&app.ui, &format!("left out {name}: {}", chain(&error)));
-                    bad = Some(error);
+                    bar.line(&app.ui, &format!("left out: {}", chain(&error)));
+                    looked.bad = looked.bad.or(Some(error));
                 }
             }
-            bar.set(found.len() as u64);
+            bar.set(looked.found.len() as u64);
         }
         bar.finish();
-        match (found.is_empty(), bad) {
-            (true, Some(error)) => Err(error),
-            _ => Ok(found),
-        }
+        Ok(looked)
     }
 
     fn newest_first(&self) -> Vec<ObjectName> {
@@ -258,7 +255,7 @@ impl Bucket {
             app.ui.note(format!("there are {} backups: only the newest of each series is shown (--series ID shows all of one)", names.len()));
             names = self.manifests.values().filter_map(|names| names.last().copied()).collect();
         }
-        let found = self.look_at(app, names).await?;
+        let Looked { found, bad } = self.look_at(app, names).await?;
         let wanted = |found: &&Found| args.find.iter().all(|(key, value)| has(found, key, value));
         let mut views: Vec<View> = found.iter().filter(wanted).map(View::from).collect();
         views.sort_by(|a, b| {
@@ -280,14 +277,15 @@ impl Bucket {
                     relative(view.created_ms, now),
                     ui::size(view.raw_bytes),
                     view.status.to_owned(),
-                    view.problem.clone().unwrap_or_else(|| "yes".to_owned()),
+                    view.opens_shortly(),
                 ]
             },
         )?;
-        if !args.find.is_empty() && views.is_empty() {
-            return Ok(Exit::NotFound);
+        match bad {
+            Some(error) => Err(error),
+            None if !args.find.is_empty() && views.is_empty() => Ok(Exit::NotFound),
+            None => Ok(Exit::Done),
         }
-        Ok(Exit::Done)
     }
 
     /// The backup that is meant.
@@ -295,7 +293,7 @@ impl Bucket {
         if let (Some(series), None) = (args.series, &args.backup) {
             let names = self.manifests.get(&series).cloned().unwrap_or_default();
             return match &args.backup_id {
-                Some(id) => only(self.look_at(app, names).await?, |found| id_of(found).starts_with(id), id),
+                Some(id) => self.look_at(app, names).await?.only(id),
                 None => {
                     self.newest_good(app, names.into_iter().rev().collect(), &format!("series {series}"))
                         .await
@@ -310,27 +308,63 @@ impl Bucket {
             let at = crate::time::parse_moment(at).map_err(Error::usage)?;
             return self.of_source(app, source, Some(at)).await;
         }
-        only(self.look_at(app, self.newest_first()).await?, |found| id_of(found).starts_with(&name), &name)
+        self.look_at(app, self.newest_first()).await?.only(&name)
     }
 
     async fn of_source(&self, app: &App, of: &str, at: Option<UnixMillis>) -> Result<Found> {
         let (host, source) = of.split_once('/').unwrap_or((of, ""));
         // One look per series tells which it is.
         let newest = self.manifests.values().filter_map(|names| names.last().copied()).collect();
-        let candidates = self.look_at(app, newest).await?;
+        let candidates = self.look_at(app, newest).await?.all_hold()?;
         let names: Vec<ObjectName> = candidates
             .iter()
             .filter(|found| matches!(&found.content, Ok(content) if content.host == host && content.name == source))
             .filter_map(|found| self.manifests.get(&found.signed.public().owner.series))
             .flat_map(|names| names.iter().rev().copied())
             .collect();
-        let found = self.look_at(app, names).await?;
+        let found = self.look_at(app, names).await?.all_hold()?;
         let in_time = |found: &Found| at.is_none_or(|at| found.signed.public().created <= at);
         newest_good_of(found.into_iter().filter(in_time).collect(), of)
     }
 
     async fn newest_good(&self, app: &App, names: Vec<ObjectName>, what: &str) -> Result<Found> {
-        newest_good_of(self.look_at(app, names).await?, what)
+        newest_good_of(self.look_at(app, names).await?.all_hold()?, what)
+    }
+}
+
+/// Manifests that were looked at.
+struct Looked {
+    found: Vec<Found>,
+    /// The first that does not hold.
+    bad: Option<Error>,
+}
+
+impl Looked {
+    /// All of them. Which is the newest cannot be said while one does not hold: it may be that one.
+    fn all_hold(self) -> Result<Vec<Found>> {
+        match self.bad {
+            None => Ok(self.found),
+            Some(error) => Err(because(
+                error.exit(),
+                "the newest backup cannot be told (name one by its id, as --list shows it, to restore it all the same)",
+            )(error)),
+        }
+    }
+
+    /// The one with this id, or the only one whose id starts so; it matters not whether others hold.
+    fn only(self, name: &str) -> Result<Found> {
+        let mut meant = self.found.into_iter().filter(|found| id_of(found).starts_with(name));
+        match (meant.next(), meant.next(), self.bad) {
+            (Some(one), None, _) => Ok(one),
+            (Some(_), Some(_), _) => {
+                Err(Error::usage(format!("{name} names more than one backup: write more of its id")))
+            }
+            (None, _, Some(error)) => Err(error),
+            (None, _, None) => Err(Error::new(
+                Exit::NotFound,
+                format!("there is no backup {name} in the bucket; --list shows what there is"),
+            )),
+        }
     }
 }
 
@@ -343,20 +377,6 @@ fn newest_good_of(mut found: Vec<Found>, what: &str) -> Result<Found> {
     found.pop().ok_or_else(|| {
         Error::new(Exit::NotFound, format!("there is no backup of {what} in the bucket that this identity opens; --list shows what there is"))
     })
-}
-
-fn only(found: Vec<Found>, is_meant: impl Fn(&Found) -> bool, name: &str) -> Result<Found> {
-    let mut meant = found.into_iter().filter(is_meant);
-    match (meant.next(), meant.next()) {
-        (Some(one), None) => Ok(one),
-        (Some(_), Some(_)) => {
-            Err(Error::usage(format!("{name} names more than one backup: write more of its id")))
-        }
-        (None, _) => Err(Error::new(
-            Exit::NotFound,
-            format!("there is no backup {name} in the bucket; --list shows what there is"),
-        )),
-    }
 }
 
 fn id_of(found: &Found) -> String {
@@ -375,6 +395,16 @@ fn has(found: &Found, key: &str, value: &str) -> bool {
         "source" | "name" => source.name == value,
         "kind" => source.kind == value,
         other => source.attributes.get(other).is_some_and(|known| known == value),
+    }
+}
+
+impl View {
+    fn opens_shortly(&self) -> String {
+        match &self.problem {
+            None => "yes".to_owned(),
+            Some(problem) if problem.contains("none of the identities") => "no".to_owned(),
+            Some(problem) => problem.clone(),
+        }
     }
 }
 

@@ -53,7 +53,9 @@ impl Plan {
         let (public, content) = (backup.public(), backup.content());
         let all = content.streams.iter().filter(|stream| stream.kind != StreamKind::Catalog);
         let (streams, tools, shown, replaces): (Vec<&Stream>, _, _, _) = match target {
-            Target::Directory(dir) => (all.collect(), Vec::new(), dir.display().to_string(), occupied(dir)),
+            Target::Directory(dir) => {
+                (all.collect(), Vec::new(), dir.display().to_string(), args.force && occupied(dir))
+            }
             Target::Stdout(name) if args.plan && name.is_empty() => {
                 (all.collect(), Vec::new(), "stdout".to_owned(), false)
             }

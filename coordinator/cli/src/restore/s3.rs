@@ -81,6 +81,15 @@ pub fn ca_bundle() -> Result<Option<Vec<u8>>> {
 }
 
 impl BucketArgs {
+    /// The region where it is known without asking the instance's metadata service, which servers that are not AWS's do not
+    /// have. They rarely care about regions either.
+    fn region(&self) -> Option<String> {
+        let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+        let given =
+            self.region.clone().or_else(|| variable("AWS_REGION")).or_else(|| variable("AWS_DEFAULT_REGION"));
+        given.or_else(|| self.endpoint.as_ref().map(|_| "us-east-1".to_owned()))
+    }
+
     fn check(&self) -> Result<&str> {
         let bucket = self.bucket.as_deref().unwrap_or_default();
         let fits = (3..=63).contains(&bucket.len())
@@ -106,7 +115,9 @@ impl BucketArgs {
                     )));
                 }
                 _ => {
-                    return Err(Error::usage(format!("{endpoint} is no endpoint: write https://HOST[:PORT]")));
+                    return Err(Error::usage(format!(
+                        "{endpoint} is no endpoint: write https://HOST[:PORT]"
+                    )));
                 }
             }
         }
@@ -136,8 +147,8 @@ impl S3Source {
         let mut loader = aws_config::defaults(BehaviorVersion::latest())
             .http_client(http)
             .retry_config(RetryConfig::standard().with_max_attempts(ATTEMPTS));
-        if let Some(region) = &args.region {
-            loader = loader.region(Region::new(region.clone()));
+        if let Some(region) = args.region() {
+            loader = loader.region(Region::new(region));
         }
         if let Some(endpoint) = &args.endpoint {
             loader = loader.endpoint_url(endpoint.to_string());

@@ -24,7 +24,7 @@ const MARGIN: Duration = Duration::from_secs(60);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Without a byte for so long, a GET has failed.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
-const ATTEMPTS: u32 = 6;
+const ATTEMPTS: u32 = 8;
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 
 /// Reads the objects of one restore's lease.
