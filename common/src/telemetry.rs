@@ -237,7 +237,7 @@ mod tests {
         let path = dir.path().join("agent.log");
         rotated(&path, 1000, 1).unwrap();
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o640);
-        let error = rotated(&dir.path().join("no/such/agent.log")).err().unwrap();
+        let error = rotated(&dir.path().join("no/such/agent.log"), 1000, 1).err().unwrap();
         assert!(error.to_string().contains("no/such/agent.log"));
     }
 }
