@@ -125,3 +125,21 @@ async fn the_embedded_server_stays_on_this_machine() {
     let refused = embedded::start(dir.path(), everywhere, &Random::from_os(), &Lifecycle::default()).await;
     assert!(matches!(refused, Err(embedded::EmbeddedError::NotLoopback(_))));
 }
+
+#[test]
+fn the_put_only_policy_grants_puts_below_series_and_nothing_else() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/iam");
+    let read = |name: &str| -> serde_json::Value {
+        serde_json::from_slice(&std::fs::read(folder.join(name)).unwrap()).unwrap()
+    };
+    let put_only = read("put-only.json");
+    let statements = put_only["Statement"].as_array().unwrap();
+    assert_eq!(statements.len(), 1);
+    assert_eq!(statements[0]["Action"], serde_json::json!(["s3:PutObject", "s3:PutObjectRetention"]));
+    assert_eq!(statements[0]["Resource"], "arn:aws:s3:::BUCKET/PREFIX/series/*");
+    for name in ["coordinator.json", "restore-only.json", "bucket-tls-only.json"] {
+        assert_eq!(read(name)["Version"], "2012-10-17", "{name}");
+    }
+    let coordinator = read("coordinator.json").to_string();
+    assert!(!coordinator.contains("s3:*") && !coordinator.contains("\"*\""), "{coordinator}");
+}

@@ -20,12 +20,12 @@ use s3s::auth::SimpleAuth;
 use s3s::path::S3Path;
 use s3s::service::{S3Service, S3ServiceBuilder};
 use s3s::{S3Result, s3_error};
-use s3s_fs::FileSystem;
 use sealift_common::id::Random;
 use sealift_common::lifecycle::Lifecycle;
 use sealift_common::secret::Secret;
 use tokio::net::{TcpListener, TcpStream};
 
+use super::embedded_files::Files;
 use super::settings::{
     BucketName, Credentials, Endpoint, InvalidSetting, Prefix, ServerSideEncryption, StorageSettings,
 };
@@ -126,8 +126,8 @@ fn settings(addr: SocketAddr, keys: AccessKeys) -> Result<StorageSettings, Inval
 }
 
 fn service(root: &Path, keys: &AccessKeys) -> Result<S3Service, EmbeddedError> {
-    let files = FileSystem::new(root)
-        .map_err(|e| EmbeddedError::Directory { path: root.to_owned(), source: format!("{e:?}").into() })?;
+    let files =
+        Files::new(root).map_err(|source| EmbeddedError::Directory { path: root.to_owned(), source })?;
     let mut auth = SimpleAuth::new();
     for key in [&keys.full, &keys.put_only] {
         auth.register(key.access_key_id.clone(), key.secret_access_key.expose().clone().into());

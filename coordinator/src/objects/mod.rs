@@ -20,6 +20,7 @@
 
 pub mod conformance;
 pub mod embedded;
+mod embedded_files;
 pub mod error;
 pub mod http;
 pub mod key;
