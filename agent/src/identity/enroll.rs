@@ -119,7 +119,7 @@ pub async fn enroll(
     };
     let answer = ask(enrolment, request).await?;
     let identity = accept(enrolment, &answer, agent, signing_key, tls_key, clock)?;
-    let mut trust = TrustKeeper::open(state.clone(), &identity).map_err(EnrollError::WrongRoot)?;
+    let mut trust = TrustKeeper::start_over(state.clone(), &identity).map_err(EnrollError::WrongRoot)?;
     trust.accept(&answer.trust_chain).map_err(EnrollError::WrongRoot)?;
     identity.save(state)?;
     state.remove(PENDING)?;

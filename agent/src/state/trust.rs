@@ -98,6 +98,15 @@ impl TrustKeeper {
         Ok(keeper)
     }
 
+    /// Trusts nothing yet: what an earlier identity of this host trusted does not count.
+    ///
+    /// # Errors
+    /// [`TrustKeeperError::State`].
+    pub fn start_over(state: StateDir, identity: &Identity) -> Result<Self, TrustKeeperError> {
+        state.remove(FILE)?;
+        Self::open(state, identity)
+    }
+
     /// Takes in trust objects that are newer than [`TrustKeeper::version`]; none is fine.
     ///
     /// # Errors
