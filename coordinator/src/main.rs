@@ -24,6 +24,9 @@ use sealift_coordinator::store::Store;
 /// How long a soft stop may take before the hard one.
 const GRACE: Duration = Duration::from_secs(15);
 
+/// What `dev` logs. The embedded S3 server would complain loudly about each thing that the probe tries and it refuses.
+const DEV_LOG: &str = "info,s3s=off,s3s_fs=off";
+
 /// The coordinator of Sealift: what is backed up when, where it went, and who did what.
 #[derive(Debug, Parser)]
 #[command(name = "sealift-coordinator", version, propagate_version = true)]
@@ -132,7 +135,7 @@ fn start_telemetry(settings: LogSettings) -> anyhow::Result<telemetry::Guard> {
 
 async fn dev(data_dir: &Path, listen: DevListen) -> anyhow::Result<()> {
     let _telemetry = start_telemetry(LogSettings {
-        level: std::env::var("SEALIFT_LOG").unwrap_or_else(|_| "info".to_owned()),
+        level: std::env::var("SEALIFT_LOG").unwrap_or_else(|_| DEV_LOG.to_owned()),
         target: LogTarget::Stderr,
         otlp_endpoint: std::env::var("OTEL_EXPORTER_OTLP_ENDPOINT").ok(),
     })?;

@@ -172,6 +172,10 @@ pub async fn accept(
             match shaken {
                 // The server is gone: nobody serves the connection.
                 Ok(Ok(connection)) => drop(out.send(Ok(connection)).await),
+                // Somebody looked whether the port is open, or thought better of it.
+                Ok(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                    tracing::debug!(%address, "a connection ended before its TLS handshake");
+                }
                 Ok(Err(error)) => tracing::info!(%address, %error, "a connection was refused"),
                 Err(_) => {
                     tracing::info!(%address, "a connection was dropped: its TLS handshake took too long")

@@ -14,12 +14,11 @@ use sealift_common::crypto::key_file::{self, KeyFileError};
 use sealift_common::id::{Random, Sha256};
 use url::Url;
 
-use super::{ConfigError, Settings};
+use super::{ConfigError, SessionSettings, Settings};
 use crate::identity::IdentitySettings;
 use crate::identity::files;
 use crate::identity::peer::TrustDomain;
 use crate::objects::StorageSettings;
-use crate::sessions::SessionSettings;
 
 /// Where `dev` listens unless told otherwise.
 #[derive(Debug, Clone, Copy)]

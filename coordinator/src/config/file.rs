@@ -10,11 +10,10 @@ use sealift_common::telemetry::LogTarget;
 use serde::Deserialize;
 use url::{Host, Url};
 
-use super::{ConfigError, LogSettings, Settings, reference};
+use super::{ConfigError, LogSettings, SessionSettings, Settings, reference};
 use crate::identity::IdentitySettings;
 use crate::objects::StorageSettings;
 use crate::objects::settings::{Credentials, Endpoint, LockMode, ObjectLock, ServerSideEncryption};
-use crate::sessions::SessionSettings;
 
 /// Largest configuration file, in bytes.
 const MAX_FILE: u64 = 1024 * 1024;

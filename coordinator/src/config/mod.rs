@@ -10,6 +10,7 @@ pub mod reference;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use sealift_common::telemetry::LogTarget;
 
@@ -17,7 +18,6 @@ use crate::identity::IdentitySettings;
 use crate::identity::peer::TrustDomain;
 use crate::objects::StorageSettings;
 use crate::objects::settings::InvalidSetting;
-use crate::sessions::SessionSettings;
 
 /// Everything the coordinator needs to know to start.
 #[derive(Debug, Clone)]
@@ -42,6 +42,33 @@ pub struct Settings {
     pub storage: StorageSettings,
     /// How agents behave while they are connected.
     pub sessions: SessionSettings,
+}
+
+/// How agents are to behave while they are connected.
+#[derive(Debug, Clone, Copy)]
+pub struct SessionSettings {
+    /// How often an agent is to be heard of.
+    pub heartbeat: Duration,
+    /// Longest pause before an agent tries again after it lost its session.
+    pub reconnect_cap: Duration,
+}
+
+impl SessionSettings {
+    /// Without a word for so long, a session is over.
+    pub fn silence(&self) -> Duration {
+        self.heartbeat * 3
+    }
+
+    /// How long an attempt outlives the last word of its agent.
+    pub fn lease(&self) -> Duration {
+        self.silence() + self.reconnect_cap * 2
+    }
+}
+
+impl Default for SessionSettings {
+    fn default() -> Self {
+        Self { heartbeat: Duration::from_secs(10), reconnect_cap: Duration::from_secs(30) }
+    }
 }
 
 /// Logs and traces.

@@ -8,41 +8,14 @@ pub mod hello;
 pub mod registry;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use sealift_common::id::AgentId;
 
+pub use crate::config::SessionSettings;
 use crate::core::Core;
 use crate::runs::Runs;
 pub use hello::{Hello, SaidAttempt, SaidSource, Welcome};
 pub use registry::{Closed, Command, Sessions};
-
-/// How agents are to behave while they are connected.
-#[derive(Debug, Clone, Copy)]
-pub struct SessionSettings {
-    /// How often an agent is to be heard of.
-    pub heartbeat: Duration,
-    /// Longest pause before an agent tries again after it lost its session.
-    pub reconnect_cap: Duration,
-}
-
-impl SessionSettings {
-    /// Without a word for so long, a session is over.
-    pub fn silence(&self) -> Duration {
-        self.heartbeat * 3
-    }
-
-    /// How long an attempt outlives the last word of its agent.
-    pub fn lease(&self) -> Duration {
-        self.silence() + self.reconnect_cap * 2
-    }
-}
-
-impl Default for SessionSettings {
-    fn default() -> Self {
-        Self { heartbeat: Duration::from_secs(10), reconnect_cap: Duration::from_secs(30) }
-    }
-}
 
 /// What the sessions need of the rest, bundled.
 #[derive(Debug, Clone)]
