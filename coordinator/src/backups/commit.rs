@@ -137,7 +137,7 @@ impl Backups {
             .boxed()
         })
         .await?;
-        self.runs.changed(backup.run);
+        self.runs.ended(backup.run);
         Ok(())
     }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures::FutureExt as _;
 use sealift_common::clock::UnixMillis;
-use sealift_common::id::{AgentId, InstanceId, RunId};
+use sealift_common::id::{AgentId, BackupId, InstanceId, RunId};
 use tokio::sync::{Notify, broadcast};
 
 use super::attempt::{AttemptRef, Report, advance, fence, find};
@@ -17,7 +17,7 @@ use crate::core::Core;
 use crate::sessions::{Command, Sessions};
 use crate::store::runs::{self, RunRow};
 use crate::store::sources::{self, SourceRow};
-use crate::store::{Tx, attempts, trust};
+use crate::store::{Tx, attempts, backups, trust};
 
 /// Most changes that a watcher may be behind before it is told to look again.
 const CHANGES: usize = 1_024;
@@ -79,6 +79,12 @@ impl Runs {
         // Nobody watches: nobody to tell.
         let _ = self.changes.send(run);
         self.wake();
+    }
+
+    /// As [`Runs::changed`], where the attempt has ended: what was said about its progress is forgotten.
+    pub fn ended(&self, run: RunId) {
+        self.progress.lock().unwrap_or_else(std::sync::PoisonError::into_inner).remove(&run);
+        self.changed(run);
     }
 
     /// Something may be startable now.
@@ -216,7 +222,10 @@ impl Runs {
     /// The database's own.
     pub async fn view(&self, tx: &mut Tx, run: RunRow) -> Result<RunView, RunError> {
         let attempts = attempts::of_run(tx, run.id).await?;
-        let progress = self.progress_of(run.id);
+        let progress = match run.backup {
+            Some(backup) => made(tx, backup).await?,
+            None => self.progress_of(run.id).filter(|_| !run.state.is_over()),
+        };
         Ok(RunView { run, attempts, progress })
     }
 
@@ -329,8 +338,7 @@ impl Runs {
                 .boxed()
             })
             .await?;
-        self.forget_progress(reference.run);
-        self.changed(reference.run);
+        self.ended(reference.run);
         Ok(attempt)
     }
 
@@ -368,14 +376,9 @@ impl Runs {
             })
             .await?;
         for run in ended {
-            self.forget_progress(run.id);
-            self.changed(run.id);
+            self.ended(run.id);
         }
         Ok(())
-    }
-
-    pub(super) fn forget_progress(&self, run: RunId) {
-        self.progress.lock().unwrap_or_else(std::sync::PoisonError::into_inner).remove(&run);
     }
 
     /// The source that a run backs up.
@@ -416,9 +419,21 @@ impl Runs {
             })
             .await?;
         for attempt in &ended {
-            self.forget_progress(attempt.run);
-            self.changed(attempt.run);
+            self.ended(attempt.run);
         }
         Ok(ended.len())
     }
+}
+
+/// How far a run got that made a backup: what the backup says.
+async fn made(tx: &mut Tx, backup: BackupId) -> Result<Option<Progress>, RunError> {
+    let prepared = backups::get(tx, backup).await?.and_then(|row| row.prepared);
+    Ok(prepared.map(|prepared| Progress {
+        raw_bytes: prepared.raw_bytes,
+        new_raw_bytes: prepared.new_raw_bytes,
+        stored_bytes: prepared.new_stored_bytes,
+        packs: prepared.refs.len(),
+        expected_raw_bytes: prepared.raw_bytes,
+        ..Progress::default()
+    }))
 }

@@ -167,7 +167,6 @@ pub fn signed_request_to_wire(signed: SignedRequest) -> v1::SignedRequest {
 /// A run as admins see it.
 pub fn run_to_wire(view: RunView, agent: &str) -> v1::Run {
     let RunView { run, attempts, progress } = view;
-    let progress = progress.filter(|_| !run.state.is_over());
     v1::Run {
         attempts: attempts.into_iter().map(attempt_to_wire).collect(),
         progress: progress.map(progress_to_wire),
