@@ -38,8 +38,9 @@ pub async fn dump(server: &Server<'_>) -> Result<Option<String>, SourceError> {
     created.sort_by_key(|statement| statement.contains(" DEFAULT ROLE "));
     let holders: Vec<String> = roles.iter().chain(&users).cloned().collect();
     let granted = ask(server, "SHOW GRANTS FOR", &holders).await?;
-    let statements = roles
-        .iter()
+    // PUBLIC is everybody: always there where a server knows it, and never made.
+    let made = roles.iter().filter(|role| role.as_str() != "`PUBLIC`");
+    let statements = made
         .map(|role| format!("CREATE ROLE IF NOT EXISTS {role}"))
         .chain(
             created
