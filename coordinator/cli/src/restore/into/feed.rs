@@ -132,12 +132,32 @@ impl Client {
         ];
         let exit =
             if unreachable.iter().any(|text| said.contains(text)) { Exit::Unreachable } else { Exit::Failed };
-        let said = crate::ui::printable(said.trim()).replace('\n', " | ");
+        let said = complaint(said);
+        let said = crate::ui::printable(said.trim());
         Error::new(
             exit,
             format!("{} failed: {}", self.name(), if said.is_empty() { "it said nothing" } else { &said }),
         )
     }
+}
+
+/// What a program complains about, on one line, without the statements that it repeats: they may hold somebody's data, or
+/// the hash of a password.
+fn complaint(said: &str) -> String {
+    let mut quoting = false;
+    let mut lines = Vec::new();
+    for line in said.lines().map(str::trim).filter(|line| !line.is_empty()) {
+        if line.starts_with("----") {
+            quoting = !quoting;
+        } else if !quoting
+            && !line.starts_with("LINE ")
+            && !line.starts_with('^')
+            && !line.starts_with("CONTEXT:")
+        {
+            lines.push(line);
+        }
+    }
+    lines.join(" | ")
 }
 
 /// Why feeding stopped.
@@ -207,6 +227,14 @@ mod tests {
         assert_eq!(error.exit(), Exit::Unreachable);
         assert_eq!(shell("echo yes").ask(&[]).unwrap(), "yes\n");
         assert!(shell("cat > /dev/null").feed_text(&[], "select 1;").is_ok());
+    }
+
+    #[test]
+    fn statements_are_not_repeated() {
+        let said = "--------------\nCREATE USER x IDENTIFIED BY PASSWORD '*AB'\n--------------\n\nERROR 1959 at line 1: no\n";
+        assert_eq!(complaint(said), "ERROR 1959 at line 1: no");
+        let said = "ERROR:  syntax error at or near \"x\"\nLINE 1: ALTER ROLE a PASSWORD 'md5'\n        ^\nHINT:  try\n";
+        assert_eq!(complaint(said), "ERROR:  syntax error at or near \"x\" | HINT:  try");
     }
 
     #[test]
