@@ -76,3 +76,13 @@ fn reload(agent: &Agent, path: &std::path::Path) {
         }
     }
 }
+
+/// Gives memory that is free but still held back to the system, where the C library has a way to say so.
+#[allow(unsafe_code)]
+pub fn return_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: takes an integer, and touches nothing but the allocator's own free lists, under its locks.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}

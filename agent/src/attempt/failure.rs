@@ -87,7 +87,7 @@ pub enum AttemptError {
     #[error("the agent was stopped")]
     AgentStops,
     /// Somebody cancelled it.
-    #[error("cancelled: {0}")]
+    #[error("{0}")]
     Cancelled(String),
 }
 

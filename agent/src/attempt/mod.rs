@@ -17,6 +17,7 @@ use sealift_common::telemetry;
 use sealift_proto::v1;
 
 use crate::agent::Agent;
+use crate::service;
 use crate::state::journal::{AttemptRef, Entry};
 use job::Job;
 use stop::{Stop, StopReason};
@@ -153,6 +154,8 @@ impl Attempts {
         if let Err(error) = self.agent.journal().forget(job.attempt) {
             tracing::error!(%error, "cannot forget an attempt that is over");
         }
+        // An idle agent is to be small: what the dump took goes back to the system.
+        service::return_memory();
         let mut running = self.running();
         running.remove(&name);
         self.count.send_replace(running.len());

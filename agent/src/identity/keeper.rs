@@ -70,8 +70,11 @@ impl IdentityKeeper {
     pub async fn run(&self, mut link: Link) {
         let mut backoff = Backoff::new(FIRST_RETRY, LAST_RETRY, self.random.clone());
         loop {
-            self.until_due().await;
+            let asked = self.until_due().await;
             let Some(connection) = link.connected().await else { return };
+            if !asked && !self.is_due() {
+                continue; // it was replaced while there was no session
+            }
             match renew(&self.current(), connection.channel, &self.clock).await {
                 Ok(renewed) => {
                     tracing::info!(not_after = %renewed.not_after, "renewed the certificate");
@@ -89,17 +92,20 @@ impl IdentityKeeper {
         }
     }
 
-    async fn until_due(&self) {
-        loop {
+    fn is_due(&self) -> bool {
+        self.clock.now() >= self.current().renew_at()
+    }
+
+    /// Waits until it is time; whether that is because somebody asked.
+    async fn until_due(&self) -> bool {
+        while !self.is_due() {
             let left = self.current().renew_at().since(self.clock.now());
-            if left.is_zero() {
-                return;
-            }
             tokio::select! {
-                () = self.asked.notified() => return,
+                () = self.asked.notified() => return true,
                 () = tokio::time::sleep(left.min(LONGEST_SLEEP)) => {}
             }
         }
+        false
     }
 
     /// On disk first, then in use: a crash in between costs a second renewal.

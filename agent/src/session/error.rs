@@ -46,7 +46,8 @@ pub fn describe(status: &Status) -> String {
     let mut cause = status.source();
     while let Some(error) = cause {
         let line = error.to_string();
-        if !text.contains(&line) {
+        // Layers that only say that something below them failed.
+        if !text.contains(&line) && line != "transport error" && line != "tcp connect error" {
             text.push_str(": ");
             text.push_str(&line);
         }
