@@ -68,3 +68,20 @@ impl std::fmt::Display for Action {
         f.write_str(self.as_str())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_action_has_a_name_of_its_own() {
+        let mut names: Vec<_> = Action::ALL.iter().map(|action| action.as_str()).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), Action::ALL.len());
+        let well_formed = |name: &&str| {
+            name.split_once('.').is_some_and(|(noun, verb)| !noun.is_empty() && !verb.is_empty())
+        };
+        assert!(names.iter().all(|name| well_formed(&name)));
+    }
+}

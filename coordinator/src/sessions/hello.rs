@@ -188,6 +188,10 @@ impl SessionService {
         for mut attempt in attempts::open_of_agent(tx, agent).await? {
             let key = (attempt.run, attempt.number);
             if running.contains(&key) {
+                if attempt.state == AttemptState::Offered {
+                    // It was accepted; the answer was lost with the session before.
+                    attempt = advance(tx, now, &attempt, AttemptEvent::Accept, Report::default()).await?;
+                }
                 attempt.instance = Some(hello.instance);
                 attempt.lease_expires = now.plus(self.settings.lease());
                 attempts::update(tx, &attempt).await?;

@@ -182,3 +182,20 @@ async fn runs_are_listed_newest_first_in_pages_by_agent_state_and_labels() {
     assert_eq!(wrong.unwrap_err().code(), Code::InvalidArgument);
     server.stop().await;
 }
+
+#[tokio::test]
+async fn an_answer_that_was_lost_with_its_session_is_made_up_for_by_hello() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path()).await;
+    server.set_trust().await.unwrap();
+    let host = server.enrolled("store-1").await;
+    let mut session = host.connect(&server, &["db"]).await;
+    let run = start(&server, "store-1/db").await;
+    let attempt = session.offer().await.attempt.unwrap();
+    drop(session);
+    let running = vec![state(&attempt, v1::AttemptPhase::Running)];
+    let session = host.connect_with(&server, &["db"], running).await.unwrap();
+    assert!(session.welcome.lost.is_empty());
+    assert_eq!(server.run(&run.id).await.attempts[0].state, "accepted");
+    server.stop().await;
+}
