@@ -32,5 +32,6 @@ unit: ## unit, property and end-to-end tests (needs `make deps` once)
 doc: ## examples in the documentation
 	cargo test --workspace --doc --locked
 
-bench: ## Sealift beside restic, rustic and the plain pipe: one table
-	tests/bench/run.sh
+bench: deps ## beside restic, rustic and the plain pipe, where installed; memory; a till during its backup
+	cargo build --workspace --bins --release --locked
+	cargo bench --package sealift-tests --locked --bench peers --bench memory --bench till

@@ -2,9 +2,13 @@
 //!
 //! | module | what it is for |
 //! |---|---|
+//! | [`cluster`] | a coordinator, agents and the command-line tool, as users run them |
+//! | [`agent`] | one host of the fleet |
 //! | [`services`] | PostgreSQL, MariaDB and S3 servers that live as long as a test |
 //! | [`process`] | child processes that die with the test, and their logs |
+//! | [`measure`] | time and memory of processes, for the benchmarks |
 //! | [`scratch`] | temporary directories: removed on success, kept and named on failure |
+//! | [`faults`] | moments to kill something at, and objects that are not what they were |
 //! | [`tree`] | directories with every oddity, and comparing two |
 //! | [`sqlite`] | an application that keeps writing to SQLite |
 //! | [`wait`] | waiting for states, with a limit and a reason |
@@ -13,8 +17,12 @@
 //! skipped. Start servers from the test's own body (not from a destructor), and keep the handle: dropping it ends them.
 //!
 //! This crate depends on no program of the workspace, so that their own tests may depend on it.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr, clippy::print_stdout)]
 
+pub mod agent;
+pub mod cluster;
+pub mod faults;
+pub mod measure;
 pub mod process;
 pub mod scratch;
 pub mod services;
@@ -55,4 +63,22 @@ pub fn binary(name: &str) -> PathBuf {
         path.display()
     );
     path
+}
+
+/// A file of `tests/data`.
+#[track_caller]
+pub fn data(name: &str) -> String {
+    let path = workspace().join("tests/data").join(name);
+    std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+/// Panics with the first line that differs: the whole of two dumps is too much to read.
+#[track_caller]
+pub fn assert_same_text(expected: &str, found: &str) {
+    let shown = |line: &str| line.chars().take(300).collect::<String>();
+    let first = expected.lines().zip(found.lines()).enumerate().find(|(_, (a, b))| a != b);
+    if let Some((n, (a, b))) = first {
+        panic!("line {} differs\nexpected {}\nfound    {}", n + 1, shown(a), shown(b));
+    }
+    assert_eq!(expected.lines().count(), found.lines().count(), "one text is longer");
 }

@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # Installs what the tests need and this machine lacks (Debian 12): packages, a Python environment in the target
 # directory, cargo-nextest. Asks nothing, starts no service, and is quick when nothing is missing.
+#   install.sh              for the tests
+#   install.sh quickstart   only what building and the quickstart need
 set -euo pipefail
 cd -- "$(dirname -- "$0")/../.."
 target=${CARGO_TARGET_DIR:-$PWD/target}
@@ -10,18 +12,22 @@ nextest=0.9.143
 say() { echo "install: $*" >&2; }
 have() { PATH=$PATH:/usr/sbin:/sbin command -v "$1" >/dev/null; }
 
+for_what=${1:-tests}
 # command:package
-wanted=(
-  cc:gcc curl:curl age:age sqlite3:sqlite3 setfattr:attr setpriv:util-linux
+wanted=(cc:gcc sqlite3:sqlite3 setpriv:util-linux)
+[ "$for_what" = quickstart ] || wanted+=(
+  curl:curl age:age setfattr:attr
   mariadbd:mariadb-server-core mariadb:mariadb-client mariadb-dump:mariadb-client
   ceph-mon:ceph-mon ceph-osd:ceph-osd radosgw:radosgw ceph:ceph-common radosgw-admin:radosgw aws:awscli systemd-analyze:systemd
 )
 missing=()
 for pair in "${wanted[@]}"; do have "${pair%%:*}" || missing+=("${pair##*:}"); done
 [ -e /usr/include/stdio.h ] || missing+=(libc6-dev)
-compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || missing+=(postgresql)
-compgen -G '/usr/share/postgresql/*/extension/hstore.control' >/dev/null || missing+=(postgresql-contrib)
-python3 -c 'import venv, ensurepip' 2>/dev/null || missing+=(python3-venv)
+if [ "$for_what" != quickstart ]; then
+  compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || missing+=(postgresql)
+  compgen -G '/usr/share/postgresql/*/extension/hstore.control' >/dev/null || missing+=(postgresql-contrib)
+  python3 -c 'import venv, ensurepip' 2>/dev/null || missing+=(python3-venv)
+fi
 
 if [ ${#missing[@]} -gt 0 ]; then
   say "installing ${missing[*]}"
@@ -49,6 +55,8 @@ if [ ${#missing[@]} -gt 0 ]; then
   apt update
   apt install -y --no-install-recommends "${missing[@]}"
 fi
+
+[ "$for_what" != quickstart ] || exit 0
 
 # Python: what the independent restorer needs, and rclone, whose server does not verify signed body hashes.
 venv=$target/venv

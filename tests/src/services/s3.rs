@@ -4,6 +4,7 @@ use std::fs::File;
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 
 use nix::fcntl::{Flock, FlockArg};
 
@@ -15,7 +16,7 @@ use crate::{tool, wait, workspace};
 const INSTALL_RGW: &str = "apt-get install ceph-mon ceph-osd radosgw ceph-common (make test does)";
 
 /// One bucket of a running S3 server, and who may use it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct S3 {
     /// `http://127.0.0.1:PORT`, or what the environment says.
     pub endpoint: String,
@@ -23,7 +24,7 @@ pub struct S3 {
     pub region: String,
     /// An empty bucket of this test's own, or (external endpoint) the one that was given.
     pub bucket: String,
-    /// A prefix of this test's own, without slashes at its ends.
+    /// A prefix of this test's own, without slashes at its ends; may be empty.
     pub prefix: String,
     /// Access key.
     pub access_key: String,
@@ -31,7 +32,7 @@ pub struct S3 {
     pub secret_key: String,
     /// Session token; empty where there is none.
     pub session_token: String,
-    _server: Option<(Process, Scratch)>,
+    _server: Option<Arc<(Process, Scratch)>>,
 }
 
 impl S3 {
@@ -39,11 +40,7 @@ impl S3 {
     #[track_caller]
     pub fn rgw() -> Self {
         let env = shared_rgw();
-        let value = |name: &str| {
-            let start = format!("export {name}=");
-            let line = env.lines().find_map(|line| line.strip_prefix(&start));
-            line.unwrap_or_else(|| panic!("{name} in rgw.sh's env")).to_owned()
-        };
+        let value = |name: &str| exported(&env, name);
         let server = Self {
             endpoint: value("SEALIFT_TEST_S3_ENDPOINT"),
             region: value("SEALIFT_TEST_S3_REGION"),
@@ -75,7 +72,7 @@ impl S3 {
                 access_key,
                 secret_key,
                 session_token: String::new(),
-                _server: Some((process, scratch)),
+                _server: Some(Arc::new((process, scratch))),
             };
         }
         panic!("rclone does not start: {}", std::fs::read_to_string(scratch.join("log")).unwrap_or_default());
@@ -100,6 +97,32 @@ impl S3 {
             session_token: optional("AWS_SESSION_TOKEN").unwrap_or_default(),
             _server: None,
         })
+    }
+
+    /// A bucket that somebody else's process serves: its keys come from a file of shell assignments.
+    #[track_caller]
+    pub fn known(endpoint: &str, bucket: &str, env_file: &Path) -> Self {
+        let env = std::fs::read_to_string(env_file).expect("file with access keys");
+        Self {
+            endpoint: endpoint.to_owned(),
+            region: "us-east-1".to_owned(),
+            bucket: bucket.to_owned(),
+            prefix: String::new(),
+            access_key: exported(&env, "AWS_ACCESS_KEY_ID"),
+            secret_key: exported(&env, "AWS_SECRET_ACCESS_KEY"),
+            session_token: String::new(),
+            _server: None,
+        }
+    }
+
+    /// The same bucket with another prefix.
+    pub fn with_prefix(self, prefix: &str) -> Self {
+        Self { prefix: prefix.to_owned(), ..self }
+    }
+
+    /// The whole key of an object.
+    pub fn key(&self, name: &str) -> String {
+        if self.prefix.is_empty() { name.to_owned() } else { format!("{}/{name}", self.prefix) }
     }
 
     /// Makes a command see this server's credentials, and no others.
@@ -133,7 +156,7 @@ impl S3 {
     /// Names of all objects under this test's prefix, relative to it, sorted.
     #[track_caller]
     pub fn list(&self) -> Vec<String> {
-        let prefix = format!("{}/", self.prefix);
+        let prefix = self.key("");
         let output = self.aws(&["s3api", "list-objects-v2", "--bucket", &self.bucket, "--prefix", &prefix]);
         let listing: serde_json::Value = serde_json::from_str(&output).unwrap_or_default();
         let objects = listing["Contents"].as_array().cloned().unwrap_or_default();
@@ -143,6 +166,15 @@ impl S3 {
             .collect();
         names.sort();
         names
+    }
+
+    /// Bytes of all objects under this test's prefix.
+    #[track_caller]
+    pub fn stored_bytes(&self) -> u64 {
+        let arguments = ["s3api", "list-objects-v2", "--bucket", &self.bucket, "--prefix", &self.key("")];
+        let listing: serde_json::Value = serde_json::from_str(&self.aws(&arguments)).unwrap_or_default();
+        let objects = listing["Contents"].as_array().cloned().unwrap_or_default();
+        objects.iter().filter_map(|object| object["Size"].as_u64()).sum()
     }
 
     /// Copies one object into a file.
@@ -163,16 +195,24 @@ impl S3 {
     /// Writes one object from a file, whatever was there.
     #[track_caller]
     pub fn put(&self, name: &str, from: &Path) {
-        let (key, body) = (format!("{}/{name}", self.prefix), from.display().to_string());
+        let (key, body) = (self.key(name), from.display().to_string());
         self.aws(&["s3api", "put-object", "--bucket", &self.bucket, "--key", &key, "--body", &body]);
     }
 
     /// Deletes one object.
     #[track_caller]
     pub fn delete(&self, name: &str) {
-        let key = format!("{}/{name}", self.prefix);
+        let key = self.key(name);
         self.aws(&["s3api", "delete-object", "--bucket", &self.bucket, "--key", &key]);
     }
+}
+
+/// The value of `export NAME=…`.
+#[track_caller]
+fn exported(env: &str, name: &str) -> String {
+    let start = format!("export {name}=");
+    let value = env.lines().find_map(|line| line.strip_prefix(&start));
+    value.unwrap_or_else(|| panic!("no {name} in:\n{env}")).to_owned()
 }
 
 /// A name that no other test uses.
@@ -261,12 +301,7 @@ fn start_time(pid: u32) -> Option<String> {
 /// First of 41 ports that are free now, below the range that the kernel hands out by itself.
 fn free_range() -> u16 {
     let free = |port: u16| TcpListener::bind(("127.0.0.1", port)).is_ok();
-    let mut random = [0_u8; 2];
-    let mut source = File::open("/dev/urandom").expect("random source");
-    let mut candidate = || {
-        std::io::Read::read_exact(&mut source, &mut random).expect("random bytes");
-        20_000 + u16::from_le_bytes(random) % 12_000
-    };
+    let candidate = || 20_000 + u16::from_le_bytes(super::random()) % 12_000;
     (0..200)
         .map(|_| candidate())
         .find(|first| (*first..=*first + 40).all(free))

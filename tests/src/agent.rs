@@ -1,0 +1,155 @@
+//! One host of the fleet: the real agent, in a directory of its own.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use crate::binary;
+use crate::process::{Process, guarded, guarded_unprivileged, run, server_dir, server_user};
+
+/// A host of the fleet.
+#[derive(Debug)]
+pub struct Agent {
+    process: Option<Process>,
+    name: String,
+    url: String,
+    dir: PathBuf,
+    user: Option<String>,
+    variables: BTreeMap<String, String>,
+}
+
+impl Agent {
+    /// A host that is not enrolled yet, with a directory of its own.
+    #[track_caller]
+    pub fn new(
+        name: &str,
+        url: String,
+        dir: PathBuf,
+        variables: &[(&str, &str)],
+        user: Option<&str>,
+    ) -> Self {
+        if let Some(user) = user {
+            server_dir(&dir, user);
+        }
+        let variables = variables.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        Self { process: None, name: name.to_owned(), url, dir, user: user.map(str::to_owned), variables }
+    }
+
+    /// Its name in the fleet.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// `NAME/SOURCE`.
+    pub fn source(&self, source: &str) -> String {
+        format!("{}/{source}", self.name)
+    }
+
+    /// Its own directory: config, state, log.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// What it wrote.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.join("agent.log")).unwrap_or_default()
+    }
+
+    /// Its process.
+    #[track_caller]
+    pub fn process(&mut self) -> &mut Process {
+        self.process.as_mut().expect("the agent runs")
+    }
+
+    /// Its process id, where it runs.
+    pub fn pid(&self) -> Option<u32> {
+        self.process.as_ref().map(Process::pid)
+    }
+
+    /// Replaces its sources; takes effect at the next start or reload.
+    #[track_caller]
+    pub fn write_config(&self, sources: &str) {
+        let config = format!(
+            "coordinators = [{:?}]\nstate_dir = {:?}\n\n{sources}\n",
+            self.url,
+            self.dir.join("state").display().to_string()
+        );
+        let path = self.dir.join("agent.toml");
+        std::fs::write(&path, config).expect("config");
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).expect("mode");
+        self.give(&path);
+    }
+
+    /// Exchanges a token (as `token create` prints it) for an identity.
+    #[track_caller]
+    pub fn enrol(&self, token: &Value) {
+        let token_file = self.dir.join("token");
+        std::fs::write(&token_file, token["token"].as_str().expect("a token")).expect("token file");
+        std::fs::set_permissions(&token_file, std::fs::Permissions::from_mode(0o600)).expect("mode");
+        self.give(&token_file);
+        let mut command = self.program();
+        command.args(["enroll", "--coordinator", &self.url, "--token-file"]).arg(&token_file);
+        command.args(["--ca-sha256", token["ca_sha256"].as_str().expect("a fingerprint")]);
+        for root in token["root_key_sha256"].as_array().expect("fingerprints") {
+            command.args(["--root-key-sha256", root.as_str().expect("a fingerprint")]);
+        }
+        command.arg("--state-dir").arg(self.dir.join("state"));
+        run(command);
+    }
+
+    /// Starts it.
+    #[track_caller]
+    pub fn start(&mut self) {
+        let mut command = self.program();
+        command.arg("run").arg("--config").arg(self.dir.join("agent.toml"));
+        let name = format!("sealift-agent {}", self.name);
+        self.process = Some(Process::start(&name, command, &self.dir.join("agent.log")));
+    }
+
+    /// SIGKILL, and starts it again.
+    #[track_caller]
+    pub fn crash(&mut self) {
+        self.kill();
+        self.start();
+    }
+
+    /// SIGKILL.
+    #[track_caller]
+    pub fn kill(&mut self) {
+        self.process().kill();
+        self.process = None;
+    }
+
+    /// SIGTERM, and waits until it is gone.
+    #[track_caller]
+    pub fn stop(&mut self) {
+        self.process().stop(Signal::SIGTERM, Duration::from_secs(90));
+        self.process = None;
+    }
+
+    /// `sealift-agent` as this host runs it, without arguments.
+    pub fn program(&self) -> Command {
+        let program = binary("sealift-agent");
+        let mut command = match &self.user {
+            Some(user) => guarded_unprivileged(program, user),
+            None => guarded(program),
+        };
+        let kept = ["PATH", "LANG", "TZ", "RUST_BACKTRACE", "LLVM_PROFILE_FILE"];
+        let kept: Vec<_> = kept.iter().filter_map(|name| Some((name, std::env::var_os(name)?))).collect();
+        command.env_clear().envs(kept).env("HOME", &self.dir).envs(&self.variables).current_dir(&self.dir);
+        command
+    }
+
+    /// Files of an agent that runs as another user belong to that user.
+    fn give(&self, path: &Path) {
+        let user = self.user.as_deref().and_then(server_user);
+        if let Some(user) = user {
+            nix::unistd::chown(path, Some(user.uid), Some(user.gid)).expect("owner");
+        }
+    }
+}
