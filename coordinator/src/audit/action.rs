@@ -82,6 +82,6 @@ mod tests {
         let well_formed = |name: &&str| {
             name.split_once('.').is_some_and(|(noun, verb)| !noun.is_empty() && !verb.is_empty())
         };
-        assert!(names.iter().all(|name| well_formed(name)));
+        assert!(names.iter().all(well_formed));
     }
 }
