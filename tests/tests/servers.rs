@@ -44,6 +44,15 @@ fn on_ceph_rgw() {
     assert_eq!(status["storage"]["writable"], true, "{status:#}");
 }
 
+#[test]
+fn on_rclone_which_does_not_verify() {
+    let (objects, status) = main_job(S3::rclone());
+    assert_eq!(objects.iter().filter(|name| name.contains("/manifests/")).count(), 2, "{objects:?}");
+    let findings = status["storage"]["findings"].as_array().unwrap();
+    assert!(findings.iter().any(|finding| finding["warning"] == true), "{status:#}");
+    assert!(!status["warnings"].as_array().unwrap().is_empty(), "{status:#}");
+}
+
 /// Any other server: `SEALIFT_TEST_S3_ENDPOINT`, `_REGION`, `_BUCKET` and the usual AWS variables. Where none is given
 /// the embedded one stands in for it, reached over the network as any other.
 #[test]

@@ -98,12 +98,13 @@ impl SignedSource {
         }
         let response = request.send().await.map_err(|error| transient(&error))?;
         match response.status() {
-            StatusCode::OK => {
+            // Some servers (rclone) give the range and say 200; what they give, `Content-Range` tells.
+            StatusCode::OK if !response.headers().contains_key("content-range") => {
                 let whole = body(object, response, cap).await?;
                 // A store that does not know ranges gives everything.
                 Ok(range.map_or(whole.clone(), |range| cut(&whole, range)))
             }
-            StatusCode::PARTIAL_CONTENT => body(object, response, cap).await,
+            StatusCode::OK | StatusCode::PARTIAL_CONTENT => body(object, response, cap).await,
             // The object is shorter than the range: there are no such bytes.
             StatusCode::RANGE_NOT_SATISFIABLE => Ok(Bytes::new()),
             status => Err(self.refused(object, status, response).await),
