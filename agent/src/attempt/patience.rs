@@ -46,6 +46,11 @@ impl Patience {
             return Err(AttemptError::Call { operation: self.operation, source });
         }
         tracing::warn!(error = %source, "cannot {} yet", self.operation);
+        if !same_session {
+            // The next session is what is waited for, and it comes with a jitter of its own.
+            self.backoff.reset();
+            self.link.connected().await.ok_or(AttemptError::AgentStops)?;
+        }
         tokio::time::sleep(self.backoff.next_wait()).await;
         Ok(())
     }
