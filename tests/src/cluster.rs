@@ -70,6 +70,7 @@ enum Storage {
 pub struct Cluster {
     coordinator: Option<Process>,
     storage: Storage,
+    variables: Vec<(String, String)>,
     port: u16,
     http_port: u16,
     s3_port: u16,
@@ -86,21 +87,28 @@ impl Cluster {
     /// `sealift-coordinator dev`: everything embedded.
     #[track_caller]
     pub fn dev() -> Self {
-        Self::with_storage(Storage::Embedded)
+        Self::with_storage(Storage::Embedded, &[])
+    }
+
+    /// As [`Cluster::dev`], with variables in the coordinator's and the command's environment.
+    #[track_caller]
+    pub fn dev_with(variables: &[(&str, &str)]) -> Self {
+        Self::with_storage(Storage::Embedded, variables)
     }
 
     /// `sealift-coordinator serve` with a SQLite file and the given bucket.
     #[track_caller]
     pub fn on(s3: S3) -> Self {
-        Self::with_storage(Storage::Server(Box::new(s3)))
+        Self::with_storage(Storage::Server(Box::new(s3)), &[])
     }
 
     #[track_caller]
-    fn with_storage(storage: Storage) -> Self {
+    fn with_storage(storage: Storage, variables: &[(&str, &str)]) -> Self {
         let scratch = Scratch::new("cluster");
         let mut cluster = Self {
             coordinator: None,
             storage,
+            variables: variables.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
             port: free_port(),
             http_port: free_port(),
             s3_port: free_port(),
@@ -366,6 +374,7 @@ impl Cluster {
         let kept = ["PATH", "LANG", "TZ", "RUST_BACKTRACE", "LLVM_PROFILE_FILE"];
         let kept: Vec<_> = kept.iter().filter_map(|name| Some((name, std::env::var_os(name)?))).collect();
         command.env_clear().envs(kept).env("HOME", self.scratch.path());
+        command.envs(self.variables.iter().map(|(name, value)| (name, value)));
     }
 
     /// The bucket, for a look at what is stored and for tampering with it.
