@@ -25,8 +25,9 @@ lint: ## formatting and lints
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 
 unit: ## unit, property and end-to-end tests (needs `make deps` once)
-	# The end-to-end tests run the programs themselves, so they are built first.
-	cargo build --workspace --bins --locked
+	# The end-to-end tests run the programs themselves, so they are built first; all targets, because without the tests'
+	# own dependencies crates would be built with fewer features, and then once more.
+	cargo build --workspace --all-targets --locked
 	cargo nextest run --workspace --locked
 
 doc: ## examples in the documentation
