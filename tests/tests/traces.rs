@@ -83,16 +83,13 @@ fn backup_traced(endpoint: &str, collector: &Collector) {
     agent.stop();
     wait::until("the spans of the backup have arrived", || {
         let spans = collector.0.lock().unwrap().clone();
-        let named = |program: &str, name: &str| {
-            spans.iter().filter(|s| s.program == program && s.name == name).cloned()
-        };
-        let Some(command) = named("sealift", "backup run").next() else {
+        let Some(command) = named(&spans, "sealift", "backup run").next() else {
             return Err(format!("no span of the command among {spans:#?}"));
         };
         let of_trace = |span: &Span| span.trace == command.trace;
         let coordinator = spans.iter().filter(|s| s.program == "sealift-coordinator").any(of_trace);
-        let puts: Vec<Span> = named("sealift-agent", "put").filter(|span| of_trace(span)).collect();
-        let attempt = named("sealift-agent", "attempt").find(|span| of_trace(span));
+        let puts: Vec<Span> = named(&spans, "sealift-agent", "put").filter(|span| of_trace(span)).collect();
+        let attempt = named(&spans, "sealift-agent", "attempt").find(|span| of_trace(span));
         match attempt {
             Some(attempt) if coordinator && puts.len() as u64 >= packs => {
                 assert!(!attempt.parent.is_empty(), "the attempt hangs below the command's request");
@@ -102,6 +99,10 @@ fn backup_traced(endpoint: &str, collector: &Collector) {
             attempt => Err(format!("coordinator: {coordinator}, attempt: {attempt:?}, {} PUTs", puts.len())),
         }
     });
+}
+
+fn named<'a>(spans: &'a [Span], program: &'a str, name: &'a str) -> impl Iterator<Item = Span> + 'a {
+    spans.iter().filter(move |span| span.program == program && span.name == name).cloned()
 }
 
 /// Whether `ancestor` is above `span`.
