@@ -7,10 +7,10 @@ SHELL := /bin/bash
 # One profile and one target directory for all of it: nothing is compiled twice.
 export CARGO_TARGET_DIR ?= $(CURDIR)/target
 
-.PHONY: help deps quickstart test fmt lint unit doc bench
+.PHONY: help deps quickstart test fmt lint unit doc bench fleet-bench
 
 help: ## what there is
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
 
 quickstart: ## from a fresh machine to a backup and a compared restore
 	deploy/quickstart.sh
@@ -36,3 +36,7 @@ doc: ## examples in the documentation
 bench: deps ## beside restic, rustic and the plain pipe, where installed; memory; a till during its backup
 	cargo build --workspace --bins --release --locked
 	cargo bench --package sealift-tests --locked --bench peers --bench memory --bench till
+
+fleet-bench: deps ## the coordinator under 10,000 simulated hosts, and on a database of 1,000,000 backups
+	cargo build --workspace --bins --release --locked
+	cargo bench --package sealift-tests --locked --bench fleet

@@ -56,6 +56,17 @@ impl Answer {
     }
 }
 
+/// Where an admin's identity is.
+#[derive(Debug, Clone)]
+pub struct AdminFiles {
+    /// The coordinator's CA.
+    pub ca: PathBuf,
+    /// The admin's certificate.
+    pub certificate: PathBuf,
+    /// Its key.
+    pub key: PathBuf,
+}
+
 /// Where a cluster stores.
 #[derive(Debug)]
 enum Storage {
@@ -434,6 +445,15 @@ impl Cluster {
             .args(["--name", "admin", "--out"])
             .arg(self.data_dir().join("admin"));
         run(admin);
+    }
+
+    /// The files with which the cluster's commands connect.
+    pub fn admin_files(&self) -> AdminFiles {
+        let (dir, ca) = match self.storage {
+            Storage::Embedded => (self.data_dir(), "ca/ca.pem"),
+            Storage::Server(_) => (self.data_dir().join("admin"), "ca.pem"),
+        };
+        AdminFiles { ca: dir.join(ca), certificate: dir.join("admin.pem"), key: dir.join("admin.key") }
     }
 
     fn context(&self) -> PathBuf {

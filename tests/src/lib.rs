@@ -4,6 +4,8 @@
 //! |---|---|
 //! | [`cluster`] | a coordinator, agents and the command-line tool, as users run them |
 //! | [`agent`] | one host of the fleet |
+//! | [`generated`] | a fleet's history straight into a database: 10,000 hosts, 1,000,000 backups |
+//! | [`simulated`] | thousands of hosts in one process, real but for their dumps |
 //! | [`services`] | PostgreSQL, MariaDB and S3 servers that live as long as a test |
 //! | [`process`] | child processes that die with the test, and their logs |
 //! | [`measure`] | time and memory of processes, for the benchmarks |
@@ -16,16 +18,19 @@
 //! A harness reports by panicking: a server that is not installed fails the test and says what to install, nothing is
 //! skipped. Start servers from the test's own body (not from a destructor), and keep the handle: dropping it ends them.
 //!
-//! This crate depends on no program of the workspace, so that their own tests may depend on it.
+//! This crate depends on no program of the workspace (on `common` and `proto` alone), so that their own tests may depend
+//! on it.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr, clippy::print_stdout)]
 
 pub mod agent;
 pub mod cluster;
 pub mod faults;
+pub mod generated;
 pub mod measure;
 pub mod process;
 pub mod scratch;
 pub mod services;
+pub mod simulated;
 pub mod sqlite;
 pub mod tree;
 pub mod wait;
