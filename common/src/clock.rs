@@ -63,6 +63,11 @@ impl Clock {
         Self(Hands::Manual(Arc::new(AtomicI64::new(start.0))))
     }
 
+    /// Whether it is the machine's.
+    pub fn is_system(&self) -> bool {
+        matches!(self.0, Hands::System)
+    }
+
     /// The time now.
     #[allow(clippy::disallowed_methods)] // the one place that may ask the machine
     pub fn now(&self) -> UnixMillis {

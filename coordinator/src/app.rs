@@ -2,9 +2,11 @@
 //!
 //! Stopping: first softly (no new connections, agents are asked to come back, what is under way is finished), then hard.
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -33,7 +35,7 @@ use crate::api::grpc::trust::TrustApi;
 use crate::api::grpc::{Gate, MAX_REQUEST, span};
 use crate::api::limits::Limits;
 use crate::api::listener::{self, Clients, ServerTls};
-use crate::backups::Backups;
+use crate::backups::{Backups, resolve};
 use crate::config::Settings;
 use crate::core::Core;
 use crate::identity::Identities;
@@ -41,7 +43,8 @@ use crate::identity::admins::{self, AdminFilesError};
 use crate::identity::ca::{Ca, CaError, SERVER_LIFE};
 use crate::objects::http::InvalidTls;
 use crate::objects::{ObjectError, ObjectErrorKind, ObjectStore, Put, monitor};
-use crate::runs::Runs;
+use crate::runs::{Runs, dispatch};
+use crate::runtime::{Every, Runtime};
 use crate::sessions::checks::Checks;
 use crate::sessions::{Closed, Command, SessionService, Sessions};
 use crate::store::{Store, StoreError};
@@ -225,14 +228,55 @@ impl Coordinator {
         });
 
         tracker.spawn(monitor::run(self.objects.clone(), self.core.random.clone(), soft.clone()));
-        tracker.spawn(self.runs.clone().dispatch(soft.clone()));
-        tracker.spawn(self.runs.clone().keep_leases(soft.clone()));
-        let (backups, stop) = (self.backups.clone(), soft.clone());
-        tracker.spawn(async move { backups.resolve_until(stop).await });
-        let (core, objects) = (self.core.clone(), self.objects.clone());
-        tracker.spawn(tidy(core, objects, self.identities.clone(), limits, soft.clone()));
+        self.reconcile(&Runtime::start(&self.core, self.settings.leader, lifecycle), limits);
         tracker.spawn(renew_own(self.ca, self.settings, vec![grpc_tls, http_tls], soft.clone()));
         Ok(())
+    }
+
+    /// What goes on in the background: here, and on the coordinator that leads.
+    fn reconcile(&self, runtime: &Runtime, limits: Limits) {
+        let runs = self.runs.clone();
+        runtime.everywhere(Every::new("dispatch", dispatch::INTERVAL).or_when(runs.waker()), move || {
+            let runs = runs.clone();
+            async move { runs.dispatch_once().await.map(drop) }
+        });
+        let runs = self.runs.clone();
+        runtime.everywhere(Every::new("extend leases", runs.lease_interval()), move || {
+            let runs = runs.clone();
+            async move { runs.keep_leases().await }
+        });
+        runtime.everywhere(Every::new("forget idle callers", TIDY), move || {
+            limits.forget_idle();
+            std::future::ready(Ok::<_, Infallible>(()))
+        });
+
+        let runs = self.runs.clone();
+        runtime.on_leader(Every::new("end leases", dispatch::INTERVAL), move |leader| {
+            let runs = runs.clone();
+            async move { runs.expire_as(&leader).await }
+        });
+        let backups = self.backups.clone();
+        runtime.on_leader(Every::new("resolve backups", resolve::INTERVAL), move |_| {
+            let backups = backups.clone();
+            async move { backups.resolve_round().await }
+        });
+        let identities = self.identities.clone();
+        runtime.on_leader(Every::new("put trust policies into the bucket", TIDY), move |_| {
+            let identities = identities.clone();
+            async move { identities.store_trust().await }
+        });
+        let (core, objects, announced) =
+            (self.core.clone(), self.objects.clone(), Arc::new(AtomicBool::new(false)));
+        runtime.on_leader(Every::new("say whose the bucket is", TIDY), move |_| {
+            let (core, objects, announced) = (core.clone(), objects.clone(), announced.clone());
+            async move {
+                if !announced.load(Ordering::SeqCst) {
+                    announce(&core, &objects).await?;
+                    announced.store(true, Ordering::SeqCst);
+                }
+                Ok::<_, ObjectError>(())
+            }
+        });
     }
 
     fn router(&self, limits: Limits, stop: CancellationToken) -> tonic::transport::server::Router {
@@ -345,35 +389,6 @@ async fn announce(core: &Core, objects: &ObjectStore) -> Result<(), ObjectError>
     match objects.put(&key, Bytes::from(hint.to_string()), Put::New).await {
         Err(error) if error.kind != ObjectErrorKind::AlreadyThere => Err(error),
         _ => Ok(()),
-    }
-}
-
-async fn tidy(
-    core: Core,
-    objects: ObjectStore,
-    identities: Identities,
-    limits: Limits,
-    stop: CancellationToken,
-) {
-    let mut announced = false;
-    loop {
-        if !announced {
-            match announce(&core, &objects).await {
-                Ok(()) => announced = true,
-                Err(error) => {
-                    let error = &error as &dyn std::error::Error;
-                    tracing::warn!(error, "the bucket does not say yet whose it is");
-                }
-            }
-        }
-        if let Err(error) = identities.store_trust().await {
-            tracing::warn!(
-                error = &error as &dyn std::error::Error,
-                "a trust policy is not in the bucket yet"
-            );
-        }
-        limits.forget_idle();
-        tokio::select! { () = stop.cancelled() => return, () = tokio::time::sleep(TIDY) => {} }
     }
 }
 

@@ -1,9 +1,12 @@
 //! What every domain module needs: the database, the time, randomness, and which installation this is.
 
-use sealift_common::clock::Clock;
-use sealift_common::id::{Random, RepositoryId};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 
-use crate::store::{Store, StoreError, installation};
+use sealift_common::clock::{Clock, UnixMillis};
+use sealift_common::id::{InstanceId, Random, RepositoryId};
+
+use crate::store::{Store, StoreError, dialect, installation};
 
 /// Cheap to clone; clones share one database.
 #[derive(Debug, Clone)]
@@ -16,8 +19,12 @@ pub struct Core {
     pub random: Random,
     /// Everything below this installation's prefix of its bucket.
     pub repository: RepositoryId,
+    /// This coordinator process among those of the installation.
+    pub instance: InstanceId,
     /// Made with the database: a database restored from an older backup is known by it. Part of every epoch.
     pub generation: u64,
+    /// How far the database's clock is ahead of this one, in milliseconds.
+    ahead: Arc<AtomicI64>,
 }
 
 impl Core {
@@ -44,12 +51,41 @@ impl Core {
             operation: "read which installation this is",
             source: sqlx::Error::Decode(e),
         };
-        Ok(Self {
+        let core = Self {
             repository: facts.0.parse().map_err(|e: sealift_common::id::InvalidId| unreadable(e.into()))?,
             generation: facts.1.parse().map_err(|e: std::num::ParseIntError| unreadable(e.into()))?,
+            instance: InstanceId::generate(&random),
             store,
             clock,
             random,
-        })
+            ahead: Arc::default(),
+        };
+        core.compare_clocks().await?;
+        Ok(core)
+    }
+
+    /// What the time is for leases, which several coordinators must agree on: the database's, as far as this coordinator
+    /// knows it. Moves with [`Core::clock`].
+    pub fn lease_time(&self) -> UnixMillis {
+        UnixMillis(self.clock.now().0.saturating_add(self.ahead.load(Ordering::Relaxed)))
+    }
+
+    /// The moment `here`, by this coordinator's clock, in the time of leases.
+    pub fn to_lease_time(&self, here: UnixMillis) -> UnixMillis {
+        UnixMillis(here.0.saturating_add(self.ahead.load(Ordering::Relaxed)))
+    }
+
+    /// Asks the database for the time; [`Core::lease_time`] follows.
+    ///
+    /// # Errors
+    /// The database's own.
+    pub async fn compare_clocks(&self) -> Result<(), StoreError> {
+        let mut reader = self.store.reader().await?;
+        let before = self.clock.now();
+        let there = dialect::now(&mut reader, before).await?;
+        // Half-way between asking and hearing.
+        let here = before.0 + (self.clock.now().0 - before.0) / 2;
+        self.ahead.store(if there == before { 0 } else { there.0 - here }, Ordering::Relaxed);
+        Ok(())
     }
 }

@@ -14,6 +14,7 @@
 //! | [`uploads`] | packs on their way from an agent to the bucket |
 //! | [`backups`] | from Begin to Commit; restores |
 //! | [`verification`] | is what was stored still there, and still what it was |
+//! | [`runtime`] | what goes on in the background, here and on the one coordinator that leads |
 //! | [`store`] | the database |
 //!
 //! Dependencies run one way: `api` → domain modules → `store` and `objects`.
@@ -27,6 +28,7 @@ pub mod core;
 pub mod identity;
 pub mod objects;
 pub mod runs;
+pub mod runtime;
 pub mod sessions;
 pub mod store;
 pub mod uploads;

@@ -194,7 +194,7 @@ fn check(config: &Path) -> anyhow::Result<()> {
 async fn migrate(config: &Path) -> anyhow::Result<()> {
     let settings = ConfigFile::read(config)?.settings()?;
     Store::open(&settings.database).await?.close().await;
-    println!("{} is up to date", settings.database.display());
+    println!("{} is up to date", settings.database);
     Ok(())
 }
 

@@ -19,14 +19,14 @@ use sealift_coordinator::runs::{Report, RunError};
 use sealift_coordinator::store::packs::{PackFacts, PackState};
 use sealift_coordinator::uploads::{MAX_AHEAD, NewPack, UploadError};
 use sealift_coordinator::verification::{Level, Progress};
+use support::database::{Database, on_both_databases};
 use support::{World, head_of, recipient, refused};
 
 /// Longer than any signature, and than its grace.
 const LONG: Duration = Duration::from_secs(3_600);
 
-#[tokio::test]
-async fn a_backup_commits_and_the_next_one_refers_to_its_packs() {
-    let world = World::new().await;
+async fn a_backup_commits_and_the_next_one_refers_to_its_packs(on: Database) {
+    let world = World::on(&on).await;
     let who = recipient();
     world.trust(std::slice::from_ref(&who)).await;
     let agent = world.agent("store-1").await;
@@ -46,9 +46,8 @@ async fn a_backup_commits_and_the_next_one_refers_to_its_packs() {
     assert_eq!(view.backup.id, second.backup.id);
 }
 
-#[tokio::test]
-async fn every_step_may_be_asked_again() {
-    let world = World::new().await;
+async fn every_step_may_be_asked_again(on: Database) {
+    let world = World::on(&on).await;
     let who = recipient();
     world.trust(std::slice::from_ref(&who)).await;
     let agent = world.agent("store-1").await;
@@ -76,9 +75,8 @@ async fn every_step_may_be_asked_again() {
     assert_eq!(world.listed().await, [begun.backup.id]);
 }
 
-#[tokio::test]
-async fn a_hostile_agent_gets_nothing_signed_and_nothing_stored() {
-    let world = World::new().await;
+async fn a_hostile_agent_gets_nothing_signed_and_nothing_stored(on: Database) {
+    let world = World::on(&on).await;
     let who = recipient();
     world.trust(std::slice::from_ref(&who)).await;
     let (agent, victim) = (world.agent("store-1").await, world.agent("store-2").await);
@@ -136,9 +134,8 @@ async fn a_hostile_agent_gets_nothing_signed_and_nothing_stored() {
     assert_eq!(world.audited("pack.confirm", "refused").await.len(), 1);
 }
 
-#[tokio::test]
-async fn no_more_than_four_packs_are_ahead() {
-    let world = World::new().await;
+async fn no_more_than_four_packs_are_ahead(on: Database) {
+    let world = World::on(&on).await;
     world.trust(&[recipient()]).await;
     let agent = world.agent("store-1").await;
     let attempt = world.attempt(&agent).await;
@@ -154,9 +151,8 @@ async fn no_more_than_four_packs_are_ahead() {
     world.uploads.authorize(&ctx, &attempt, fifth.new).await.unwrap();
 }
 
-#[tokio::test]
-async fn a_manifest_must_say_what_the_coordinator_knows() {
-    let world = World::new().await;
+async fn a_manifest_must_say_what_the_coordinator_knows(on: Database) {
+    let world = World::on(&on).await;
     let who = recipient();
     world.trust(std::slice::from_ref(&who)).await;
     let (agent, victim) = (world.agent("store-1").await, world.agent("store-2").await);
@@ -221,9 +217,8 @@ async fn a_manifest_must_say_what_the_coordinator_knows() {
     world.prepared(&agent, &attempt, &manifest).await;
 }
 
-#[tokio::test]
-async fn a_manifest_that_never_arrives_leaves_no_ghost() {
-    let world = World::new().await;
+async fn a_manifest_that_never_arrives_leaves_no_ghost(on: Database) {
+    let world = World::on(&on).await;
     let who = recipient();
     world.trust(std::slice::from_ref(&who)).await;
     let agent = world.agent("store-1").await;
@@ -264,9 +259,8 @@ async fn a_manifest_that_never_arrives_leaves_no_ghost() {
     assert_eq!((third.backup.sequence, third.backup.previous), (3, Some(next_manifest.sha256)));
 }
 
-#[tokio::test]
-async fn a_manifest_that_arrived_is_committed_without_its_agent() {
-    let world = World::new().await;
+async fn a_manifest_that_arrived_is_committed_without_its_agent(on: Database) {
+    let world = World::on(&on).await;
     let who = recipient();
     world.trust(std::slice::from_ref(&who)).await;
     let agent = world.agent("store-1").await;
@@ -284,9 +278,8 @@ async fn a_manifest_that_arrived_is_committed_without_its_agent() {
     world.backups.commit(&world.as_agent(&agent), &attempt, begun.backup.id).await.unwrap();
 }
 
-#[tokio::test]
-async fn begin_after_a_lost_session_goes_on_with_what_is_stored() {
-    let world = World::new().await;
+async fn begin_after_a_lost_session_goes_on_with_what_is_stored(on: Database) {
+    let world = World::on(&on).await;
     let who = recipient();
     world.trust(std::slice::from_ref(&who)).await;
     let agent = world.agent("store-1").await;
@@ -309,9 +302,8 @@ async fn begin_after_a_lost_session_goes_on_with_what_is_stored() {
     world.prepared(&agent, &attempt, &manifest).await;
 }
 
-#[tokio::test]
-async fn a_new_recipient_gets_packs_of_its_own() {
-    let world = World::new().await;
+async fn a_new_recipient_gets_packs_of_its_own(on: Database) {
+    let world = World::on(&on).await;
     let (one, two) = (recipient(), recipient());
     world.trust(std::slice::from_ref(&one)).await;
     let agent = world.agent("store-1").await;
@@ -331,9 +323,8 @@ async fn a_new_recipient_gets_packs_of_its_own() {
     assert_eq!(world.referable(&begun).await.len(), 2);
 }
 
-#[tokio::test]
-async fn a_restore_is_signed_its_own_objects_and_no_others() {
-    let world = World::new().await;
+async fn a_restore_is_signed_its_own_objects_and_no_others(on: Database) {
+    let world = World::on(&on).await;
     let who = recipient();
     world.trust(std::slice::from_ref(&who)).await;
     let (agent, other) = (world.agent("store-1").await, world.agent("store-2").await);
@@ -377,9 +368,8 @@ async fn verify(world: &World, level: Level) -> Progress {
     all
 }
 
-#[tokio::test]
-async fn what_is_lost_is_found_and_not_referred_to_again() {
-    let world = World::new().await;
+async fn what_is_lost_is_found_and_not_referred_to_again(on: Database) {
+    let world = World::on(&on).await;
     let who = recipient();
     world.trust(std::slice::from_ref(&who)).await;
     let agent = world.agent("store-1").await;
@@ -410,9 +400,8 @@ async fn what_is_lost_is_found_and_not_referred_to_again() {
     assert_eq!(left[0].meta.sha256, manifest.public.packs[2].meta.sha256);
 }
 
-#[tokio::test]
-async fn a_day_later_a_missing_pack_is_noticed_by_begin() {
-    let world = World::new().await;
+async fn a_day_later_a_missing_pack_is_noticed_by_begin(on: Database) {
+    let world = World::on(&on).await;
     let who = recipient();
     world.trust(std::slice::from_ref(&who)).await;
     let agent = world.agent("store-1").await;
@@ -427,9 +416,8 @@ async fn a_day_later_a_missing_pack_is_noticed_by_begin() {
     assert!(events.iter().any(|event| event.details.contains(PackState::Missing.as_str())), "{events:?}");
 }
 
-#[tokio::test]
-async fn indexes_are_read_from_the_own_series_only() {
-    let world = World::new().await;
+async fn indexes_are_read_from_the_own_series_only(on: Database) {
+    let world = World::on(&on).await;
     let who = recipient();
     world.trust(std::slice::from_ref(&who)).await;
     let (agent, other) = (world.agent("store-1").await, world.agent("store-2").await);
@@ -449,3 +437,19 @@ async fn indexes_are_read_from_the_own_series_only() {
     world.objects.delete(&facts.meta.name(series).into(), None).await.unwrap();
     assert_eq!(world.uploads.read_index(series, &facts).await.unwrap(), None);
 }
+
+on_both_databases!(
+    a_backup_commits_and_the_next_one_refers_to_its_packs,
+    every_step_may_be_asked_again,
+    a_hostile_agent_gets_nothing_signed_and_nothing_stored,
+    no_more_than_four_packs_are_ahead,
+    a_manifest_must_say_what_the_coordinator_knows,
+    a_manifest_that_never_arrives_leaves_no_ghost,
+    a_manifest_that_arrived_is_committed_without_its_agent,
+    begin_after_a_lost_session_goes_on_with_what_is_stored,
+    a_new_recipient_gets_packs_of_its_own,
+    a_restore_is_signed_its_own_objects_and_no_others,
+    what_is_lost_is_found_and_not_referred_to_again,
+    a_day_later_a_missing_pack_is_noticed_by_begin,
+    indexes_are_read_from_the_own_series_only,
+);

@@ -417,13 +417,13 @@ impl Cluster {
         let dir = |name: &str| text(&self.data_dir().join(name).display().to_string());
         let mut config = format!(
             "[listen]\ngrpc = \"127.0.0.1:{}\"\nhttp = \"127.0.0.1:{}\"\n\n[public]\ncoordinators = [{}]\n\n\
-             [database]\npath = {}\n\n[ca]\ndir = {}\n\n[trust]\nroot_sha256 = [{}]\n\n\
+             [database]\nurl = {}\n\n[ca]\ndir = {}\n\n[trust]\nroot_sha256 = [{}]\n\n\
              [storage]\nendpoint = {}\nregion = {}\nbucket = {}\nprefix = {}\nallow_http = true\n\
              access_key_id = \"${{AWS_ACCESS_KEY_ID}}\"\nsecret_access_key = \"${{AWS_SECRET_ACCESS_KEY}}\"\n",
             self.port,
             self.http_port,
             text(&self.url()),
-            dir("coordinator.db"),
+            text(&format!("sqlite:{}", self.data_dir().join("coordinator.db").display())),
             dir("ca"),
             root["root_key_sha256"],
             text(&s3.endpoint),

@@ -13,11 +13,15 @@ use crate::identity::IdentityError;
 use crate::identity::ca::CaError;
 use crate::objects::ObjectError;
 use crate::runs::RunError;
-use crate::store::StoreError;
+use crate::store::{StoreError, is_unreachable};
 use crate::uploads::{AHEAD_RETRY, UploadError};
 
 /// An error inside: logged whole, told without its causes.
 pub fn internal(error: &(dyn std::error::Error + 'static)) -> Status {
+    if is_unreachable(error) {
+        tracing::warn!(error, "a request failed because the database could not be reached");
+        return Status::unavailable("the coordinator cannot reach its database at the moment; try again");
+    }
     tracing::error!(error, "a request failed inside the coordinator");
     Status::internal("the coordinator failed inside; its log says why. Try again, or tell its admins")
 }

@@ -12,7 +12,7 @@ use serde_json::Value;
 use super::{Action, Subject};
 use crate::core::Core;
 use crate::store::audit::{EventRow, append};
-use crate::store::{Borrowed, StoreError, Tx};
+use crate::store::{Borrowed, StoreError, Tx, may_have_happened};
 
 /// Longest text of one detail, in characters: an error message must not flood the audit.
 const MAX_DETAIL: usize = 2_000;
@@ -230,7 +230,9 @@ impl OpContext {
                 .boxed()
             })
             .await;
-        if let Err(error) = &outcome {
+        if let Err(error) = &outcome
+            && !may_have_happened(error)
+        {
             self.record_failure(action, entity, details, error).await;
         }
         outcome

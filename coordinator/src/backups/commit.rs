@@ -12,7 +12,7 @@ use crate::objects::{ByteRange, ObjectErrorKind};
 use crate::runs::state::{AttemptEvent, AttemptState};
 use crate::runs::{AttemptRef, Report, advance, attempt};
 use crate::store::backups::{self, BackupRow, BackupState, Prepared};
-use crate::store::{Tx, attempts, packs};
+use crate::store::{Tx, attempts, packs, runs, sources};
 
 /// What lies in the bucket under a manifest's name.
 #[derive(Debug)]
@@ -142,6 +142,11 @@ impl Backups {
     }
 
     async fn record_commit(&self, tx: &mut Tx, id: BackupId) -> Result<Details, BackupError> {
+        let Some(found) = backups::get(tx, id).await? else {
+            return Err(BackupError::NotPrepared { backup: id });
+        };
+        runs::lock(tx, found.run).await?;
+        sources::lock_series(tx, found.series).await?;
         let backup = backups::get(tx, id).await?;
         let Some((backup, prepared)) = backup.and_then(|b| b.prepared.clone().map(|p| (b, p))) else {
             return Err(BackupError::NotPrepared { backup: id });

@@ -1,6 +1,6 @@
 //! Compares the packs of a series with a listing of the bucket: what is missing is not referred to again.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use futures::FutureExt as _;
 use sealift_common::format::names::{ObjectName, packs_prefix};
@@ -9,6 +9,7 @@ use sealift_common::id::{SeriesId, Sha256};
 use super::{BackupError, Backups};
 use crate::audit::{Action, Details, OpContext, Outcome};
 use crate::store::packs::{self, PackState};
+use crate::store::sources;
 
 /// A pack that is not as it was stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -80,6 +81,11 @@ impl Backups {
             .store
             .run_tx("mark lost packs", move |tx, _| {
                 async move {
+                    // No Prepare is between looking at these packs and recording that it refers to them.
+                    let series: BTreeSet<SeriesId> = lost.iter().map(|pack| pack.series).collect();
+                    for series in series {
+                        sources::lock_series(tx, series).await?;
+                    }
                     for pack in lost {
                         if packs::lost(tx, pack.series, pack.sha256, pack.state).await? {
                             let said = Details::none()

@@ -22,7 +22,7 @@ use crate::runs::state::AttemptEvent;
 use crate::runs::{AttemptRef, Report, advance, fence};
 use crate::store::backups::{self, AgentReport, BackupRow, BackupState, Prepared};
 use crate::store::packs::{self, Candidate};
-use crate::store::{Tx, agents};
+use crate::store::{Tx, agents, sources};
 
 /// A PUT that began while its signature was good may take this long to arrive, and clocks differ.
 const ARRIVAL_GRACE: Duration = Duration::from_secs(15 * 60);
@@ -170,6 +170,8 @@ impl Backups {
             return Err(foreign());
         }
         let mismatch = |mismatch| BackupError::Manifest { backup: head.backup, mismatch };
+        // Until the references are recorded, none of the packs may be lost or given up.
+        sources::lock_series(tx, backup.series).await?;
         let refs = self.check(tx, agent, &backup, public).await?.map_err(mismatch)?;
         let now = self.core.clock.now();
         advance(tx, now, &found, AttemptEvent::Prepare, Report::default()).await?;

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use futures::FutureExt as _;
-use tokio_util::sync::CancellationToken;
 
 use super::commit::Seen;
 use super::{BackupError, Backups};
@@ -11,10 +10,10 @@ use crate::audit::{Action, Details, OpContext};
 use crate::runs::state::{AttemptEvent, AttemptState};
 use crate::runs::{Report, advance};
 use crate::store::backups::{self, BackupRow, BackupState};
-use crate::store::{Tx, attempts};
+use crate::store::{Tx, attempts, runs};
 
 /// Between two rounds.
-const INTERVAL: Duration = Duration::from_secs(30);
+pub const INTERVAL: Duration = Duration::from_secs(30);
 /// Backups looked at in one round, of each kind.
 const BATCH: u32 = 100;
 /// Abandoned manifests are looked for this much longer: stores exist that finish a PUT hours late.
@@ -32,27 +31,16 @@ pub struct Resolved {
 }
 
 impl Backups {
-    /// Resolves until `stop`; the first round is at once.
-    pub async fn resolve_until(&self, stop: CancellationToken) {
-        loop {
-            match self.resolve_once().await {
-                Ok(done) if done.committed + done.abandoned > 0 => {
-                    tracing::info!(
-                        committed = done.committed,
-                        abandoned = done.abandoned,
-                        "resolved backups"
-                    );
-                }
-                Ok(_) => {}
-                Err(error) => {
-                    tracing::warn!(
-                        error = &error as &dyn std::error::Error,
-                        "cannot resolve backups; trying again"
-                    );
-                }
-            }
-            tokio::select! { () = stop.cancelled() => return, () = tokio::time::sleep(INTERVAL) => {} }
+    /// One round, logged where it did something.
+    ///
+    /// # Errors
+    /// As [`Backups::resolve_once`].
+    pub async fn resolve_round(&self) -> Result<(), BackupError> {
+        let Resolved { committed, abandoned, .. } = self.resolve_once().await?;
+        if committed + abandoned > 0 {
+            tracing::info!(committed, abandoned, "resolved backups");
         }
+        Ok(())
     }
 
     /// Looks for every manifest that is on its way, and for abandoned ones that may have come late.
@@ -108,6 +96,7 @@ impl Backups {
 
     async fn record_absence(&self, tx: &mut Tx, backup: &BackupRow) -> Result<BackupState, BackupError> {
         let now = self.core.clock.now();
+        runs::lock(tx, backup.run).await?;
         let Some(current) = backups::get(tx, backup.id).await? else { return Ok(BackupState::Abandoned) };
         // Signed again, or committed, while the bucket was asked.
         let expired = current.prepared.as_ref().is_some_and(|prepared| prepared.signed_until < now);

@@ -213,6 +213,6 @@ pub fn manifest_name(backup: &BackupRow) -> Result<ObjectName, BackupError> {
 }
 
 async fn own_lease(tx: &mut Tx, ctx: &OpContext, id: LeaseId) -> Result<RestoreLeaseRow, BackupError> {
-    let lease = restore_leases::get(tx, id).await?;
+    let lease = restore_leases::lock(tx, id).await?;
     lease.filter(|lease| lease.opened_by == ctx.actor().to_string()).ok_or(BackupError::RestoreOver)
 }

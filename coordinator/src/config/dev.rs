@@ -19,6 +19,8 @@ use crate::identity::IdentitySettings;
 use crate::identity::files;
 use crate::identity::peer::TrustDomain;
 use crate::objects::StorageSettings;
+use crate::runtime::leader::Timing;
+use crate::store::DatabaseUrl;
 
 /// Where `dev` listens unless told otherwise.
 #[derive(Debug, Clone, Copy)]
@@ -97,7 +99,7 @@ impl DevDir {
                 listen.grpc.ip(),
                 listen.http.ip(),
             ],
-            database: self.0.join("coordinator.db"),
+            database: DatabaseUrl::file(self.0.join("coordinator.db")),
             ca_dir: self.0.join("ca"),
             trust_domain: domain,
             identity: IdentitySettings {
@@ -107,6 +109,7 @@ impl DevDir {
             },
             storage,
             sessions: SessionSettings::default(),
+            leader: Timing::default(),
         }
     }
 

@@ -14,6 +14,8 @@ use super::{ConfigError, LogSettings, SessionSettings, Settings, reference};
 use crate::identity::IdentitySettings;
 use crate::objects::StorageSettings;
 use crate::objects::settings::{Credentials, Endpoint, LockMode, ObjectLock, ServerSideEncryption};
+use crate::runtime::leader::Timing;
+use crate::store::DatabaseUrl;
 
 /// Largest configuration file, in bytes.
 const MAX_FILE: u64 = 1024 * 1024;
@@ -63,7 +65,8 @@ struct Public {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Database {
-    path: PathBuf,
+    url: String,
+    password: Option<String>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -195,7 +198,7 @@ impl ConfigFile {
             http_listen: self.listen.http,
             dns_names,
             addresses,
-            database: self.database.path.clone(),
+            database: self.database.settings()?,
             ca_dir: self.ca.dir.clone(),
             trust_domain: domain.parse().map_err(|e| bad("ca.trust_domain", domain, e))?,
             identity: IdentitySettings {
@@ -205,6 +208,7 @@ impl ConfigFile {
             },
             storage: self.storage.settings()?,
             sessions: SessionSettings::default(),
+            leader: Timing::default(),
         })
     }
 
@@ -267,6 +271,22 @@ impl Public {
         ips.sort();
         ips.dedup();
         Ok((dns, ips))
+    }
+}
+
+impl Database {
+    fn settings(&self) -> Result<DatabaseUrl, ConfigError> {
+        let password = self.password.as_deref().map(|text| reference::resolve("database.password", text));
+        // A URL with a password in it, which is a mistake, must not be shown.
+        let shown = Url::parse(&self.url).map_or_else(
+            |_| self.url.clone(),
+            |mut url| {
+                // There is none to hide where it cannot be set.
+                let _ = url.password().is_some().then(|| url.set_password(Some("…")));
+                url.to_string()
+            },
+        );
+        DatabaseUrl::parse(&self.url, password.transpose()?).map_err(|e| bad("database.url", &shown, e))
     }
 }
 
@@ -396,6 +416,8 @@ mod tests {
             ("agent_certificate = \"24h\"", "agent_certificate = \"soon\"", "24h"),
             ("format = \"json\"", "format = \"xml\"", "text or json"),
             ("prefix = \"sealift\"", "prefix = \"../other\"", "../other"),
+            ("url = \"sqlite:/var", "url = \"mysql:/var", "postgres://USER@HOST"),
+            ("url = \"sqlite:/var", "path = \"/var", "unknown field `path`"),
         ] {
             assert!(good.contains(from), "the example has no {from}");
             let error = check(dir.path(), &good.replacen(from, to, 1)).unwrap_err().to_string();

@@ -18,6 +18,8 @@ use crate::identity::IdentitySettings;
 use crate::identity::peer::TrustDomain;
 use crate::objects::StorageSettings;
 use crate::objects::settings::InvalidSetting;
+use crate::runtime::leader::Timing;
+use crate::store::DatabaseUrl;
 
 /// Everything the coordinator needs to know to start.
 #[derive(Debug, Clone)]
@@ -30,8 +32,8 @@ pub struct Settings {
     pub dns_names: Vec<String>,
     /// Addresses in the coordinator's certificate.
     pub addresses: Vec<IpAddr>,
-    /// The database file.
-    pub database: PathBuf,
+    /// The database.
+    pub database: DatabaseUrl,
     /// The CA's directory.
     pub ca_dir: PathBuf,
     /// What all certificates have in common.
@@ -42,6 +44,8 @@ pub struct Settings {
     pub storage: StorageSettings,
     /// How agents behave while they are connected.
     pub sessions: SessionSettings,
+    /// How long leadership lasts without being renewed.
+    pub leader: Timing,
 }
 
 /// How agents are to behave while they are connected.

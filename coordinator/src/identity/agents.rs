@@ -31,6 +31,15 @@ pub async fn find(tx: &mut Tx, text: &str) -> Result<AgentRow, IdentityError> {
     }
 }
 
+/// As [`find`], with the agent locked until the transaction ends.
+///
+/// # Errors
+/// As [`find`].
+pub async fn find_to_change(tx: &mut Tx, text: &str) -> Result<AgentRow, IdentityError> {
+    let found = find(tx, text).await?;
+    agents::lock(tx, found.id).await?.ok_or_else(|| IdentityError::AgentUnknown(found.id.to_string()))
+}
+
 /// Agents that `selector` matches, by name, those after `after`.
 ///
 /// # Errors
@@ -108,7 +117,7 @@ impl Identities {
         let details = Details::none().with("set", serde_json::json!(set)).with("remove", remove);
         ctx.perform(Action::AgentLabel, &entity, details, move |tx, _| {
             async move {
-                let mut agent = find(tx, text).await?;
+                let mut agent = find_to_change(tx, text).await?;
                 let before = agent.labels.clone();
                 let after: std::collections::BTreeMap<_, _> = agent.labels.changed(set, remove).into();
                 agent.labels = Labels::try_from(after)?;
@@ -138,7 +147,7 @@ impl Identities {
         let entity = format!("agent:{}", text.chars().take(80).collect::<String>());
         ctx.perform(Action::AgentRevoke, &entity, Details::none().with("reason", reason), move |tx, _| {
             async move {
-                let mut agent = find(tx, text).await?;
+                let mut agent = find_to_change(tx, text).await?;
                 agent.state = AgentState::Revoked;
                 agent.state_reason = super::enrol::said(reason);
                 agents::update(tx, &agent).await?;

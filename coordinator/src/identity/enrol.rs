@@ -180,6 +180,7 @@ impl Identities {
         let (row, issued) = ctx
             .perform(action, &entity, Details::none(), move |tx, _| {
                 async move {
+                    agents::lock(tx, agent).await?;
                     let row = active(tx, agent).await?;
                     let (row, issued) = self.certify(tx, row, key).await?;
                     let said = Details::none().with("serial", issued.serial.as_str());
@@ -327,6 +328,9 @@ async fn admit(
     request: &Enrolment,
     new: NewAgent,
 ) -> Result<AgentRow, IdentityError> {
+    // Uses are counted, and the agent is changed: by one at a time.
+    tokens::lock(tx, &request.token.id).await?;
+    agents::lock(tx, request.agent).await?;
     let mut token = known_token(tx, &request.token).await?;
     if let Some(agent) = known_agent(tx, request, &token).await? {
         return Ok(agent);

@@ -155,7 +155,7 @@ impl Identities {
         let entity = format!("token:{}", id.chars().take(64).collect::<String>());
         ctx.perform(Action::TokenRevoke, &entity, Details::none(), move |tx, _| {
             async move {
-                let found = tokens::get(tx, id).await?;
+                let found = tokens::lock(tx, id).await?;
                 let mut row = found.ok_or_else(|| IdentityError::NoToken(id.chars().take(64).collect()))?;
                 row.revoked = true;
                 tokens::update(tx, &row).await?;

@@ -76,6 +76,15 @@ pub async fn fence(tx: &mut Tx, reference: &AttemptRef, agent: AgentId) -> Resul
 /// # Errors
 /// As [`fence`], apart from [`RunError::Over`].
 pub async fn find(tx: &mut Tx, reference: &AttemptRef, agent: AgentId) -> Result<Attempt, RunError> {
+    runs::lock(tx, reference.run).await?;
+    look(tx, reference, agent).await
+}
+
+/// As [`find`], where nothing is written: its run is not locked.
+///
+/// # Errors
+/// As [`find`].
+pub async fn look(tx: &mut Tx, reference: &AttemptRef, agent: AgentId) -> Result<Attempt, RunError> {
     let found = attempts::get(tx, reference.run, reference.number).await?;
     let attempt = found.ok_or_else(|| RunError::NotFound { what: format!("attempt {reference}") })?;
     if attempt.agent != agent {
@@ -87,7 +96,18 @@ pub async fn find(tx: &mut Tx, reference: &AttemptRef, agent: AgentId) -> Result
     Ok(attempt)
 }
 
-/// Moves `attempt` by `event`, and its run with it. Call [`super::Runs::changed`] once the transaction is committed.
+/// Locks the run of an attempt that was found in a list, and reads it again: `None` where it has ended meanwhile. Whoever
+/// has it from [`fence`] or [`find`] holds that lock already.
+///
+/// # Errors
+/// The database's own.
+pub async fn lock_open(tx: &mut Tx, attempt: &Attempt) -> Result<Option<Attempt>, RunError> {
+    runs::lock(tx, attempt.run).await?;
+    let found = attempts::get(tx, attempt.run, attempt.number).await?;
+    Ok(found.filter(|attempt| attempt.ended.is_none()))
+}
+
+/// Moves `attempt`, whose run is locked, by `event`, and its run with it. Call [`super::Runs::changed`] once the transaction is committed.
 ///
 /// # Errors
 /// [`RunError::Illegal`] where the state does not allow it, or the database's own.

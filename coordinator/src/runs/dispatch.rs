@@ -1,15 +1,17 @@
-//! Reconcilers of runs: offer what is due to agents that are connected, extend and end leases. Each is idempotent and
-//! bounded, and looks only at the database and at who is connected.
+//! Reconcilers of runs: offer what is due to agents that are connected here, extend their leases; the leader ends those
+//! that ended. Each is idempotent and bounded, and looks only at the database and at who is connected.
 
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures::FutureExt as _;
-use tokio_util::sync::CancellationToken;
 
 use super::RunError;
 use super::attempt::Attempt;
 use super::service::Runs;
 use super::state::{AttemptState, RunEvent};
+use crate::runtime::Leader;
 use crate::sessions::Command;
 use crate::store::runs::{self, RunRow};
 use crate::store::{Tx, agents, attempts, sources};
@@ -17,42 +19,35 @@ use crate::store::{Tx, agents, attempts, sources};
 /// Runs that are looked at in one go.
 const BATCH: u32 = 500;
 /// How often to look even if nothing called for it: back-offs end by themselves.
-const INTERVAL: Duration = Duration::from_secs(1);
+pub const INTERVAL: Duration = Duration::from_secs(1);
 /// How long an agent may take to answer an offer.
 const OFFER_LIFE: Duration = Duration::from_secs(30);
 /// Leases of connected agents are extended this many times before they would end.
 const EXTENSIONS: u32 = 6;
+/// Agents whose leases are extended in one transaction.
+const LEASES: usize = 500;
 
 impl Runs {
-    /// Dispatches until `stop`; what fails is logged and tried again.
-    pub async fn dispatch(self, stop: CancellationToken) {
-        let grace = self.core.clock.now().plus(self.lease);
-        let owner = self.owner.clone();
-        // Agents come back after a restart: until then nothing of theirs is given up.
-        let adopted = self.core.store.run_tx("adopt leases", |tx, _| {
-            let owner = owner.clone();
-            async move { attempts::adopt(tx, &owner, grace).await }.boxed()
-        });
-        if let Err(error) = adopted.await {
-            tracing::error!(error = &error as &dyn std::error::Error, "cannot adopt the leases of before");
-        }
-        loop {
-            tokio::select! {
-                () = stop.cancelled() => return,
-                () = self.wake.notified() => {}
-                () = tokio::time::sleep(INTERVAL) => {}
-            }
-            let now = self.core.clock.now();
-            let expired = self.expire(now).await.map(drop);
-            for outcome in [expired, self.dispatch_once().await.map(drop)] {
-                if let Err(error) = outcome {
-                    tracing::error!(
-                        error = &error as &dyn std::error::Error,
-                        "cannot dispatch; trying again"
-                    );
+    /// Ends leases that ended by the clock. Called by the leader only, which begins its term by giving everybody time: while
+    /// nobody led, agents could not be heard.
+    ///
+    /// # Errors
+    /// The database's own.
+    pub async fn expire_as(&self, leader: &Leader) -> Result<(), RunError> {
+        if self.began.load(Ordering::SeqCst) != leader.epoch() {
+            let until = self.core.lease_time().plus(self.lease);
+            let extend = self.core.store.run_tx("begin a term", move |tx, _| {
+                async move {
+                    leader.fence(tx).await?;
+                    attempts::extend_all(tx, until).await
                 }
-            }
+                .boxed()
+            });
+            extend.await?;
+            self.began.store(leader.epoch(), Ordering::SeqCst);
         }
+        self.expire(self.core.lease_time(), Some(leader)).await?;
+        Ok(())
     }
 
     /// Offers what is due to agents that are connected. Returns how many offers were sent.
@@ -94,7 +89,7 @@ impl Runs {
         run: sealift_common::id::RunId,
     ) -> Result<Option<(RunRow, Attempt)>, RunError> {
         let now = self.core.clock.now();
-        let Some(mut run) = runs::get(tx, run).await? else { return Ok(None) };
+        let Some(mut run) = runs::claim(tx, run).await? else { return Ok(None) };
         let Ok(state) = run.state.apply(RunEvent::Start) else { return Ok(None) };
         if run.due > now || attempts::series_is_busy(tx, run.series).await? {
             return Ok(None);
@@ -110,8 +105,8 @@ impl Runs {
             state: AttemptState::Offered,
             generation: self.core.generation,
             epoch: sources::next_fence(tx, run.series).await?,
-            lease_owner: self.owner.clone(),
-            lease_expires: now.plus(OFFER_LIFE.min(self.lease)),
+            lease_owner: self.core.instance.to_string(),
+            lease_expires: self.core.lease_time().plus(OFFER_LIFE.min(self.lease)),
             instance: self.sessions.instance(run.agent),
             backup: None,
             started: now,
@@ -124,41 +119,42 @@ impl Runs {
         Ok(Some((run, attempt)))
     }
 
-    /// Extends the leases of agents that were heard of, and records when each was, until `stop`.
-    pub async fn keep_leases(self, stop: CancellationToken) {
-        let mut recorded = std::collections::HashMap::new();
-        loop {
-            tokio::select! { () = stop.cancelled() => return, () = tokio::time::sleep(self.lease / EXTENSIONS) => {} }
-            let heard: Vec<_> = self.sessions.all();
+    /// Extends the leases of agents that were heard of here, and records when each was.
+    ///
+    /// # Errors
+    /// The database's own.
+    pub async fn keep_leases(&self) -> Result<(), RunError> {
+        let heard = self.sessions.all();
+        let news: Vec<_> = {
+            let mut recorded = self.recorded.lock().unwrap_or_else(PoisonError::into_inner);
             recorded.retain(|agent, _| heard.iter().any(|(connected, _)| connected == agent));
-            let news: Vec<_> = heard
+            heard
                 .into_iter()
                 .filter(|(agent, at)| recorded.get(agent).is_none_or(|before| before < at))
-                .collect();
-            let (lease, batch) = (self.lease, &news);
-            let outcome = self
-                .core
+                .collect()
+        };
+        for batch in news.chunks(LEASES) {
+            self.core
                 .store
                 .run_tx("extend leases", move |tx, _| {
                     async move {
                         for (agent, at) in batch {
                             agents::seen(tx, *agent, *at).await?;
-                            attempts::extend(tx, *agent, at.plus(lease)).await?;
+                            let until = self.core.to_lease_time(*at).plus(self.lease);
+                            attempts::extend(tx, *agent, until).await?;
                         }
                         Ok::<_, RunError>(())
                     }
                     .boxed()
                 })
-                .await;
-            match outcome {
-                Ok(()) => recorded.extend(news),
-                Err(error) => {
-                    tracing::error!(
-                        error = &error as &dyn std::error::Error,
-                        "cannot extend leases; trying again"
-                    );
-                }
-            }
+                .await?;
+            self.recorded.lock().unwrap_or_else(PoisonError::into_inner).extend(batch.iter().copied());
         }
+        Ok(())
+    }
+
+    /// How often [`Runs::keep_leases`] is to be called.
+    pub fn lease_interval(&self) -> Duration {
+        self.lease / EXTENSIONS
     }
 }

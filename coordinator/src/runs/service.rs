@@ -1,19 +1,21 @@
 //! What admins and agents do with runs, each in one transaction with its audit events.
 
 use std::collections::HashMap;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::FutureExt as _;
 use sealift_common::clock::UnixMillis;
-use sealift_common::id::{AgentId, BackupId, InstanceId, RunId};
+use sealift_common::id::{AgentId, BackupId, RunId};
 use tokio::sync::{Notify, broadcast};
 
-use super::attempt::{AttemptRef, Report, advance, fence, find};
+use super::attempt::{AttemptRef, Report, advance, fence, find, lock_open, look};
 use super::state::{AttemptEvent, AttemptState, RunEvent, RunState};
 use super::{Attempt, RunError};
 use crate::audit::{Action, Details, OpContext, Outcome};
 use crate::core::Core;
+use crate::runtime::Leader;
 use crate::sessions::{Command, Sessions};
 use crate::store::runs::{self, RunRow};
 use crate::store::sources::{self, SourceRow};
@@ -57,11 +59,13 @@ pub struct RunView {
 pub struct Runs {
     pub(super) core: Core,
     pub(super) sessions: Arc<Sessions>,
-    /// This coordinator process, as leases name it.
-    pub(super) owner: String,
     /// How long an attempt outlives the last word of its agent.
     pub(super) lease: Duration,
     pub(super) wake: Arc<Notify>,
+    /// The last term of this coordinator as leader in which leases were looked after.
+    pub(super) began: Arc<AtomicU64>,
+    /// When each agent was heard of, as it was last recorded.
+    pub(super) recorded: Arc<Mutex<HashMap<AgentId, UnixMillis>>>,
     changes: broadcast::Sender<RunId>,
     progress: Arc<Mutex<HashMap<RunId, Progress>>>,
 }
@@ -69,9 +73,17 @@ pub struct Runs {
 impl Runs {
     /// Runs of the installation of `core`, on the agents of `sessions`.
     pub fn new(core: Core, sessions: Arc<Sessions>, lease: Duration) -> Self {
-        let owner = InstanceId::generate(&core.random).to_string();
         let (changes, _) = broadcast::channel(CHANGES);
-        Self { core, sessions, owner, lease, wake: Arc::default(), changes, progress: Arc::default() }
+        Self {
+            core,
+            sessions,
+            lease,
+            wake: Arc::default(),
+            began: Arc::default(),
+            recorded: Arc::default(),
+            changes,
+            progress: Arc::default(),
+        }
     }
 
     /// To be called once a transaction that moved an attempt is committed: watchers look again, and what waits may start.
@@ -85,6 +97,11 @@ impl Runs {
     pub fn ended(&self, run: RunId) {
         self.progress.lock().unwrap_or_else(std::sync::PoisonError::into_inner).remove(&run);
         self.changed(run);
+    }
+
+    /// Notified when something may be startable.
+    pub fn waker(&self) -> Arc<Notify> {
+        self.wake.clone()
     }
 
     /// Something may be startable now.
@@ -111,7 +128,8 @@ impl Runs {
         attempt: &AttemptRef,
         progress: Progress,
     ) -> Result<(), RunError> {
-        match fence(&mut *self.core.store.reader().await?, attempt, agent).await {
+        match look(&mut *self.core.store.reader().await?, attempt, agent).await {
+            Ok(found) if found.ended.is_some() => return Ok(()),
             Ok(_) => {
                 let mut all = self.progress.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
                 all.insert(attempt.run, progress);
@@ -141,7 +159,13 @@ impl Runs {
                     if trust::newest(tx).await?.is_none() {
                         return Err(RunError::NoTrustPolicy);
                     }
-                    let mut out = Vec::new();
+                    let (mut out, mut series) =
+                        (Vec::new(), Vec::from_iter(sources.iter().map(|s| s.series)));
+                    // In one order, whoever asks.
+                    series.sort_unstable();
+                    for series in series {
+                        sources::lock_series(tx, series).await?;
+                    }
                     for source in sources {
                         out.push(self.queue(tx, ctx, source, trace_parent).await?);
                     }
@@ -240,6 +264,7 @@ impl Runs {
             .perform(Action::RunCancel, &entity, details, |tx, _| {
                 async move {
                     let mut run = self.find(tx, text).await?;
+                    run = runs::lock(tx, run.id).await?.unwrap_or(run);
                     let now = self.core.clock.now();
                     run.state = run.state.apply(RunEvent::Cancel)?;
                     run.cancelled_by = Some(ctx.actor().to_string());
@@ -280,7 +305,8 @@ impl Runs {
         reference: &AttemptRef,
         rejected: Option<Report>,
     ) -> Result<(), RunError> {
-        let (now, lease, rejected) = (self.core.clock.now(), self.lease, &rejected);
+        let (now, rejected) = (self.core.clock.now(), &rejected);
+        let until = self.core.lease_time().plus(self.lease);
         let instance = self.sessions.instance(agent);
         self.core
             .store
@@ -288,7 +314,7 @@ impl Runs {
                 async move {
                     let mut attempt = fence(tx, reference, agent).await?;
                     attempt.instance = instance.or(attempt.instance);
-                    attempt.lease_expires = now.plus(lease);
+                    attempt.lease_expires = until;
                     let (event, report) = match rejected {
                         None => (AttemptEvent::Accept, Report::default()),
                         Some(report) => (AttemptEvent::Reject, report.clone()),
@@ -354,13 +380,17 @@ impl Runs {
             .run_tx("end an agent's runs", |tx, _| {
                 async move {
                     for attempt in attempts::open_of_agent(tx, agent).await? {
+                        let Some(attempt) = lock_open(tx, &attempt).await? else { continue };
                         let report = Report { error: reason.to_owned(), ..Report::default() };
                         // Whatever it was doing: it cannot tell us any more.
                         advance(tx, now, &attempt, AttemptEvent::Lose, report).await?;
                     }
-                    let open = runs::open_of_agent(tx, agent).await?;
-                    for run in &open {
-                        let mut run = run.clone();
+                    let mut ended = Vec::new();
+                    for run in runs::open_of_agent(tx, agent).await? {
+                        let Some(mut run) = runs::lock(tx, run.id).await?.filter(|run| !run.state.is_over())
+                        else {
+                            continue;
+                        };
                         run.state = run.state.apply(RunEvent::Cancel)?;
                         run.cancelled_by = Some(ctx.actor().to_string());
                         reason.clone_into(&mut run.error);
@@ -369,14 +399,15 @@ impl Runs {
                         let said = Details::none().with("reason", reason);
                         ctx.record(tx, Action::RunFinish, &format!("run:{}", run.id), Outcome::Done, said)
                             .await?;
+                        ended.push(run.id);
                     }
-                    Ok::<_, RunError>(open)
+                    Ok::<_, RunError>(ended)
                 }
                 .boxed()
             })
             .await?;
         for run in ended {
-            self.ended(run.id);
+            self.ended(run);
         }
         Ok(())
     }
@@ -389,11 +420,11 @@ impl Runs {
         Ok(sources::get(tx, run.agent, &run.source).await?)
     }
 
-    /// Ends attempts whose lease ended; their runs go on with the next one, or fail.
+    /// Ends attempts whose lease ended at `now`, by the clock of leases; their runs go on with the next one, or fail.
     ///
     /// # Errors
     /// The database's own.
-    pub async fn expire(&self, now: UnixMillis) -> Result<usize, RunError> {
+    pub async fn expire(&self, now: UnixMillis, leader: Option<&Leader>) -> Result<usize, RunError> {
         const BATCH: u32 = 100;
         let ctx = &OpContext::coordinator(&self.core);
         let ended = self
@@ -401,25 +432,31 @@ impl Runs {
             .store
             .run_tx("end leases", move |tx, _| {
                 async move {
-                    let expired = attempts::expired(tx, now, BATCH).await?;
-                    for attempt in &expired {
+                    if let Some(leader) = leader {
+                        leader.fence(tx).await?;
+                    }
+                    let (mut ended, over) = (Vec::new(), self.core.clock.now());
+                    for attempt in attempts::expired(tx, now, BATCH).await? {
+                        let open = lock_open(tx, &attempt).await?.filter(|open| open.lease_expires <= now);
+                        let Some(attempt) = open else { continue };
                         let error = match attempt.state {
                             AttemptState::Offered => "the agent did not answer the offer",
                             _ => "the agent was not heard of until the lease ended",
                         };
                         let report = Report { error: error.to_owned(), ..Report::default() };
-                        advance(tx, now, attempt, AttemptEvent::Lose, report).await?;
+                        advance(tx, over, &attempt, AttemptEvent::Lose, report).await?;
                         let entity = format!("attempt:{}", attempt.reference());
                         let said = Details::none().with("error", error);
                         ctx.record(tx, Action::AttemptLose, &entity, Outcome::Done, said).await?;
+                        ended.push(attempt.run);
                     }
-                    Ok::<_, RunError>(expired)
+                    Ok::<_, RunError>(ended)
                 }
                 .boxed()
             })
             .await?;
-        for attempt in &ended {
-            self.ended(attempt.run);
+        for run in &ended {
+            self.ended(*run);
         }
         Ok(ended.len())
     }

@@ -10,7 +10,7 @@ use sealift_common::name::Name;
 use super::SessionService;
 use crate::audit::{Action, Details, OpContext, Outcome};
 use crate::identity::enrol::said;
-use crate::runs::attempt::{Report, advance, find};
+use crate::runs::attempt::{Report, advance, find, lock_open};
 use crate::runs::state::{AttemptEvent, AttemptState};
 use crate::runs::{AttemptRef, RunError};
 use crate::store::agents::{self, AgentRow};
@@ -185,7 +185,8 @@ impl SessionService {
                 Err(error) => return Err(error),
             }
         }
-        for mut attempt in attempts::open_of_agent(tx, agent).await? {
+        for attempt in attempts::open_of_agent(tx, agent).await? {
+            let Some(mut attempt) = lock_open(tx, &attempt).await? else { continue };
             let key = (attempt.run, attempt.number);
             if running.contains(&key) {
                 if attempt.state == AttemptState::Offered {
@@ -193,7 +194,8 @@ impl SessionService {
                     attempt = advance(tx, now, &attempt, AttemptEvent::Accept, Report::default()).await?;
                 }
                 attempt.instance = Some(hello.instance);
-                attempt.lease_expires = now.plus(self.settings.lease());
+                attempt.lease_owner = self.core.instance.to_string();
+                attempt.lease_expires = self.core.lease_time().plus(self.settings.lease());
                 attempts::update(tx, &attempt).await?;
                 if attempt.state == AttemptState::Cancelling {
                     welcome.cancelling.push(attempt.reference());
@@ -212,6 +214,6 @@ impl SessionService {
 }
 
 async fn known(tx: &mut Tx, agent: AgentId) -> Result<AgentRow, RunError> {
-    let found = agents::get(tx, agent).await?;
+    let found = agents::lock(tx, agent).await?;
     found.ok_or_else(|| RunError::NotFound { what: format!("agent {agent}") })
 }

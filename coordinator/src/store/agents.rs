@@ -9,7 +9,7 @@ use sealift_common::id::{AgentId, Sha256};
 use sealift_common::name::{Labels, Name};
 use sqlx::Row as _;
 
-use super::{Row, StoreError, Tx, bytes, failed, json, text};
+use super::{Row, StoreError, Tx, bytes, failed, json, locking, text};
 
 /// What an agent may do. Whether it is silent is not stored: that is `active` without a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -192,6 +192,19 @@ pub async fn seen(tx: &mut Tx, id: AgentId, at: UnixMillis) -> Result<(), StoreE
 /// The database's own.
 pub async fn get(tx: &mut Tx, id: AgentId) -> Result<Option<AgentRow>, StoreError> {
     sqlx::query("SELECT * FROM agents WHERE id = $1")
+        .bind(id.to_string())
+        .try_map(decode)
+        .fetch_optional(tx)
+        .await
+        .map_err(failed("read an agent"))
+}
+
+/// The agent with this id, locked until the transaction ends: for every change of it.
+///
+/// # Errors
+/// The database's own.
+pub async fn lock(tx: &mut Tx, id: AgentId) -> Result<Option<AgentRow>, StoreError> {
+    sqlx::query(locking(tx, "SELECT * FROM agents WHERE id = $1"))
         .bind(id.to_string())
         .try_map(decode)
         .fetch_optional(tx)

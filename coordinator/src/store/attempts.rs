@@ -204,20 +204,15 @@ pub async fn extend(tx: &mut Tx, agent: AgentId, until: UnixMillis) -> Result<()
     Ok(())
 }
 
-/// Gives every open attempt at least until `until`, under a new owner: agents need time to come back after a restart.
+/// Gives every open attempt at least until `until`: agents need time to come back.
 ///
 /// # Errors
 /// The database's own.
-pub async fn adopt(tx: &mut Tx, owner: &str, until: UnixMillis) -> Result<u64, StoreError> {
-    let adopted = sqlx::query(
-        "UPDATE attempts SET lease_owner = $1,
-                lease_expires_ms = CASE WHEN lease_expires_ms < $2 THEN $2 ELSE lease_expires_ms END
-         WHERE ended_ms IS NULL",
-    )
-    .bind(owner)
-    .bind(until.0)
-    .execute(tx)
-    .await
-    .map_err(failed("adopt leases"))?;
-    Ok(adopted.rows_affected())
+pub async fn extend_all(tx: &mut Tx, until: UnixMillis) -> Result<(), StoreError> {
+    sqlx::query("UPDATE attempts SET lease_expires_ms = $1 WHERE ended_ms IS NULL AND lease_expires_ms < $1")
+        .bind(until.0)
+        .execute(tx)
+        .await
+        .map(drop)
+        .map_err(failed("extend all leases"))
 }

@@ -11,7 +11,7 @@ use sealift_common::id::{AgentId, BackupId, RunId, SeriesId, Sha256};
 use serde::{Deserialize, Serialize};
 use sqlx::Row as _;
 
-use super::{Row, StoreError, Tx, as_i64, bytes, failed, json, number, text, time, to_json};
+use super::{Row, StoreError, Tx, as_i64, bytes, failed, flag, json, number, text, time, to_json};
 
 /// Where a backup is.
 ///
@@ -191,7 +191,7 @@ fn decode_prepared(row: &Row) -> Result<Prepared, sqlx::Error> {
         public_sha256: bytes(row, "public_sha256")?,
         signed_until: UnixMillis(row.try_get("signed_until_ms")?),
         refs,
-        partial: row.try_get("partial")?,
+        partial: flag(row, "partial")?,
         raw_bytes: number(row, "raw_bytes")?,
         new_raw_bytes: number(row, "new_raw_bytes")?,
         new_stored_bytes: number(row, "new_stored_bytes")?,

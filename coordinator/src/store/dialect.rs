@@ -1,84 +1,164 @@
-//! All that differs between databases: today SQLite; PostgreSQL is to be added here.
+//! All that differs between SQLite and PostgreSQL, and the aliases through which the rest does not notice.
 //!
-//! The SQL in the other files of this folder is what both take (`$1`, `RETURNING`, `ON CONFLICT`, partial indices).
+//! The SQL in the other files of this folder is one text for both: parameters are `$1`; sums are
+//! `CAST(SUM(x) AS BIGINT)`; truth values are read with [`super::flag`]; lists go in as [`placeholders`], in chunks.
+//! PostgreSQL runs at READ COMMITTED, so whatever reads first and writes after reads with [`locking`] (on SQLite one
+//! transaction writes at a time, and the helper adds nothing).
 
-use std::fs::{File, OpenOptions};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use sealift_common::clock::UnixMillis;
+use sqlx::{AssertSqlSafe, SqlSafeStr as _, SqlStr};
 
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use super::{StoreError, failed};
 
-use super::StoreError;
-
-/// The database in use.
-pub type Db = sqlx::Sqlite;
+/// The database in use: either of the two, decided when it is opened.
+pub type Db = sqlx::Any;
 /// One connection, in a transaction or not: what the functions of this folder take.
-pub type Tx = sqlx::SqliteConnection;
+pub type Tx = sqlx::AnyConnection;
 /// One row.
-pub type Row = sqlx::sqlite::SqliteRow;
+pub type Row = sqlx::any::AnyRow;
 
-/// Takes the write lock at once: a transaction that reads first and writes later could otherwise not be retried.
-pub(super) const BEGIN: &str = "BEGIN IMMEDIATE";
-
-/// Brings the schema up to date.
-pub(super) static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("migrations/sqlite");
-
-/// How many connections read while the one writer writes.
-const READERS: u32 = 8;
-const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// The connections of one database file, and the lock that keeps a second process out.
-#[derive(Debug, Clone)]
-pub(super) struct Connections {
-    pub writer: sqlx::Pool<Db>,
-    pub readers: sqlx::Pool<Db>,
-    _lock: std::sync::Arc<File>,
+/// Which of the two.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dialect {
+    /// One file, one process, one writer.
+    Sqlite,
+    /// A server, any number of processes.
+    Postgres,
 }
 
-/// Opens the database file, which is made (0600) where it is missing.
-pub(super) async fn connect(path: &Path) -> Result<Connections, StoreError> {
-    let lock = lock(path)?;
-    let options = SqliteConnectOptions::new()
-        .filename(path)
-        .journal_mode(SqliteJournalMode::Wal)
-        .synchronous(SqliteSynchronous::Full)
-        .busy_timeout(BUSY_TIMEOUT)
-        .foreign_keys(true);
-    let pool = |max: u32| SqlitePoolOptions::new().max_connections(max).acquire_timeout(BUSY_TIMEOUT);
-    let failed = |source| StoreError::Database { operation: "open the database", source };
-    let writer = pool(1).connect_with(options.clone()).await.map_err(failed)?;
-    let readers = pool(READERS).connect_with(options.read_only(true)).await.map_err(failed)?;
-    Ok(Connections { writer, readers, _lock: std::sync::Arc::new(lock) })
-}
-
-fn lock(path: &Path) -> Result<File, StoreError> {
-    let io = |path: &Path, source| StoreError::File { path: path.to_owned(), source };
-    let private = |path: &Path| {
-        OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(path)
-            .map_err(|e| io(path, e))
-    };
-    let mut name = path.as_os_str().to_owned();
-    name.push(".lock");
-    let lock_path = PathBuf::from(name);
-    let lock = private(&lock_path)?;
-    match lock.try_lock() {
-        Ok(()) => {}
-        Err(std::fs::TryLockError::WouldBlock) => return Err(StoreError::Locked { path: path.to_owned() }),
-        Err(std::fs::TryLockError::Error(source)) => return Err(io(&lock_path, source)),
+impl Dialect {
+    /// Where this connection leads.
+    pub fn of(tx: &Tx) -> Self {
+        if tx.backend_name() == "PostgreSQL" { Self::Postgres } else { Self::Sqlite }
     }
-    private(path)?;
-    Ok(lock)
+
+    /// Its name in the names of migrations.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Sqlite => "sqlite",
+            Self::Postgres => "postgres",
+        }
+    }
+
+    /// How a transaction begins. SQLite takes the write lock at once: a transaction that reads first and writes later could
+    /// otherwise not be retried.
+    pub(super) const fn begin(self) -> &'static str {
+        match self {
+            Self::Sqlite => "BEGIN IMMEDIATE",
+            Self::Postgres => "BEGIN ISOLATION LEVEL READ COMMITTED",
+        }
+    }
 }
 
-/// Whether the same transaction may succeed when it is tried again.
-pub(super) fn is_transient(error: &sqlx::Error) -> bool {
-    // SQLITE_BUSY (5) and SQLITE_LOCKED (6), with their extended codes in the upper bytes.
-    let code = error.as_database_error().and_then(|e| e.code()).and_then(|c| c.parse::<u32>().ok());
-    matches!(code.map(|c| c & 0xff), Some(5 | 6))
+/// `select`, with the rows it finds locked until the transaction ends: nobody else changes or locks them meanwhile, and what
+/// is read is what others had committed before. Rows that refer to them can still be added.
+pub fn locking(tx: &Tx, select: &'static str) -> SqlStr {
+    match Dialect::of(tx) {
+        Dialect::Sqlite => select.into_sql_str(),
+        Dialect::Postgres => AssertSqlSafe(format!("{select} FOR NO KEY UPDATE")).into_sql_str(),
+    }
+}
+
+/// As [`locking`], but for looking only: others may look as well, and change what no other row refers to.
+pub fn sharing(tx: &Tx, select: &'static str) -> SqlStr {
+    match Dialect::of(tx) {
+        Dialect::Sqlite => select.into_sql_str(),
+        Dialect::Postgres => AssertSqlSafe(format!("{select} FOR KEY SHARE")).into_sql_str(),
+    }
+}
+
+/// What the time is for all coordinators: the database's on PostgreSQL, `here` on SQLite.
+///
+/// # Errors
+/// The database's own.
+pub async fn now(tx: &mut Tx, here: UnixMillis) -> Result<UnixMillis, StoreError> {
+    match Dialect::of(tx) {
+        Dialect::Sqlite => Ok(here),
+        Dialect::Postgres => {
+            sqlx::query_scalar("SELECT CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000 AS BIGINT)")
+                .fetch_one(tx)
+                .await
+                .map(UnixMillis)
+                .map_err(failed("ask the database for the time"))
+        }
+    }
+}
+
+/// As [`locking`], for claiming work: rows that somebody else has locked are not found.
+pub fn claiming(tx: &Tx, select: &'static str) -> SqlStr {
+    match Dialect::of(tx) {
+        Dialect::Sqlite => select.into_sql_str(),
+        Dialect::Postgres => AssertSqlSafe(format!("{select} FOR NO KEY UPDATE SKIP LOCKED")).into_sql_str(),
+    }
+}
+
+/// `$first, $(first+1), …`, `count` of them: for `IN (…)`. At most a few thousand; not for a cached statement
+/// (`persistent(false)`) where the count differs from call to call.
+pub fn placeholders(first: usize, count: usize) -> String {
+    (first..first + count).map(|n| format!("${n}")).collect::<Vec<_>>().join(", ")
+}
+
+/// What trying again may do for a transaction that failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Cure {
+    /// Nothing.
+    None,
+    /// It was undone because of others: the next try may go through.
+    Retry,
+    /// The connection is gone, or the server is: the next try takes another connection.
+    Reconnect,
+}
+
+pub(super) fn cure(error: &sqlx::Error) -> Cure {
+    match error {
+        sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::Protocol(_) => Cure::Reconnect,
+        // Each has waited long enough already.
+        sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed => Cure::None,
+        sqlx::Error::Database(error) => cure_code(&error.code().unwrap_or_default()),
+        _ => Cure::None,
+    }
+}
+
+fn cure_code(code: &str) -> Cure {
+    match code {
+        // PostgreSQL: serialization, deadlock, lock_timeout; unique violation, which the next try sees coming and names.
+        "40001" | "40P01" | "55P03" | "23505" => Cure::Retry,
+        // "cached plan must not change result type": the schema was migrated under a prepared statement.
+        "0A000" => Cure::Reconnect,
+        // Shut down, crashed, starting up, idle in transaction for too long.
+        "57P01" | "57P02" | "57P03" | "57P05" | "25P03" | "53300" => Cure::Reconnect,
+        code if code.len() == 5 && code.starts_with("08") => Cure::Reconnect,
+        // SQLITE_BUSY (5) and SQLITE_LOCKED (6), with their extended codes in the upper bytes.
+        code if code.len() < 5 && code.parse::<u32>().is_ok_and(|c| matches!(c & 0xff, 5 | 6)) => Cure::Retry,
+        _ => Cure::None,
+    }
+}
+
+/// Whether the database could not be reached, rather than having refused.
+pub(super) fn is_unreachable(error: &sqlx::Error) -> bool {
+    matches!(error, sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed) || cure(error) == Cure::Reconnect
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn placeholders_count_on() {
+        assert_eq!(placeholders(2, 3), "$2, $3, $4");
+        assert_eq!(placeholders(1, 0), "");
+    }
+
+    #[test]
+    fn only_what_may_go_better_is_tried_again() {
+        for code in ["40001", "40P01", "23505", "5", "6", "517"] {
+            assert_eq!(cure_code(code), Cure::Retry, "{code}");
+        }
+        for code in ["08006", "08000", "57P01", "57P03"] {
+            assert_eq!(cure_code(code), Cure::Reconnect, "{code}");
+        }
+        for code in ["23503", "42P01", "1", "2067", "1555", "", "22021"] {
+            assert_eq!(cure_code(code), Cure::None, "{code}");
+        }
+    }
 }

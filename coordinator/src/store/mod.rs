@@ -1,31 +1,44 @@
 //! The coordinator's database: what was asked, what was done, who may do it. Content and keys never lie here.
 //!
 //! One file per noun, each with plain functions over a [`Tx`]; domain modules compose them into one transaction with
-//! [`Store::run_tx`]. What differs between databases is in [`dialect`]. To add a noun: a migration, a file, a `mod` line.
+//! [`Store::run_tx`]. It is SQLite or PostgreSQL, chosen by URL ([`DatabaseUrl`]); what differs is in [`dialect`], the schema
+//! in [`migrations`]. To add a noun: a migration (`coordinator/migrations/`), a file, a `mod` line.
+//!
+//! PostgreSQL runs at READ COMMITTED. What orders transactions there is the lock on one row, taken first:
+//! the run's for whatever moves a run or its attempts ([`runs::lock`]), the series' for what gives out its numbers or
+//! changes what may be referred to ([`sources::lock_series`]), the agent's and the token's for changes of theirs. Where
+//! several are needed: agent, run, series.
 
 pub mod agents;
 pub mod attempts;
 pub mod audit;
 pub mod backups;
-mod dialect;
+mod connect;
+pub mod dialect;
 pub mod fleet;
 pub mod installation;
+pub mod leases;
+mod migrations;
 pub mod packs;
 pub mod restore_leases;
 pub mod runs;
 pub mod sources;
 pub mod tokens;
 pub mod trust;
+mod url;
 
 use std::marker::PhantomData;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
 use sealift_common::clock::UnixMillis;
-use sqlx::Row as _;
+use sqlx::any::AnyTypeInfoKind;
+use sqlx::{Column as _, Connection as _, Row as _};
 
-pub use dialect::{Db, Row, Tx};
+use dialect::Cure;
+pub use dialect::{Db, Dialect, Row, Tx, claiming, locking, placeholders};
+pub use url::{DatabaseUrl, InvalidDatabaseUrl, PostgresUrl};
 
 /// How often a transaction is tried before its error is passed on.
 const MAX_TRIES: u32 = 5;
@@ -41,6 +54,34 @@ pub enum StoreError {
         /// What the driver said.
         #[source]
         source: sqlx::Error,
+    },
+    /// The connection was lost while a transaction was committed: it may have happened or not.
+    #[error("database: the answer to the end of {operation} was lost")]
+    Unanswered {
+        /// The transaction's name.
+        operation: &'static str,
+        /// What the driver said.
+        #[source]
+        source: sqlx::Error,
+    },
+    /// The database is ahead of this program.
+    #[error(
+        "the database's schema is at {version}, and this program knows schemas up to {newest}: \
+         a newer version of Sealift has been here; install that version"
+    )]
+    Newer {
+        /// Of the schema.
+        version: i64,
+        /// That this program knows.
+        newest: i64,
+    },
+    /// Somebody else has taken over.
+    #[error("the {lease} of epoch {epoch} is not this coordinator's any more")]
+    Deposed {
+        /// Which lease.
+        lease: &'static str,
+        /// The term that is over.
+        epoch: u64,
     },
     /// The schema could not be brought up to date.
     #[error("cannot bring the database's schema up to date")]
@@ -135,6 +176,28 @@ where
     T::try_from(row.try_get::<i64, _>(column)?).map_err(|e| undecodable(column, e.into()))
 }
 
+/// The truth value in `column`: a number on SQLite.
+///
+/// # Errors
+/// As [`text`].
+pub fn flag(row: &Row, column: &str) -> Result<bool, sqlx::Error> {
+    match row.try_column(column)?.type_info().kind() {
+        AnyTypeInfoKind::Bool => row.try_get(column),
+        _ => Ok(row.try_get::<i64, _>(column)? != 0),
+    }
+}
+
+/// The truth value in `column`, where there is one.
+///
+/// # Errors
+/// As [`text`].
+pub fn optional_flag(row: &Row, column: &str) -> Result<Option<bool>, sqlx::Error> {
+    match row.try_column(column)?.type_info().kind() {
+        AnyTypeInfoKind::Bool => row.try_get(column),
+        _ => Ok(row.try_get::<Option<i64>, _>(column)?.map(|number| number != 0)),
+    }
+}
+
 /// A value of ours as a JSON cell.
 fn to_json(value: &impl serde::Serialize) -> String {
     // Maps with text keys and lists of texts: there is nothing in them that JSON cannot say.
@@ -153,19 +216,22 @@ pub fn as_i64(number: u64) -> i64 {
 /// Lets a transaction's closure borrow from its caller: `'caller` outlives each try.
 pub type Borrowed<'tx, 'caller> = PhantomData<&'tx &'caller ()>;
 
-/// The database of one coordinator. Cheap to clone.
+/// The database of one installation. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Store(dialect::Connections);
+pub struct Store(connect::Connections);
 
 impl Store {
-    /// Opens the database file and brings its schema up to date.
+    /// Opens the database and brings its schema up to date.
     ///
     /// # Errors
-    /// Where the file is in use by another coordinator, cannot be opened, or was written by a newer version.
-    pub async fn open(path: &Path) -> Result<Self, StoreError> {
-        let connections = dialect::connect(path).await?;
-        dialect::MIGRATIONS.run(&connections.writer).await.map_err(StoreError::Migrate)?;
-        Ok(Self(connections))
+    /// Where it cannot be reached, was written by a newer version, or (SQLite) is in use by another coordinator.
+    pub async fn open(database: &DatabaseUrl) -> Result<Self, StoreError> {
+        connect::open(database).await.map(Self)
+    }
+
+    /// Which of the two databases it is.
+    pub fn dialect(&self) -> Dialect {
+        self.0.dialect
     }
 
     /// Runs `work` in one transaction, committed if it returns `Ok` and undone otherwise.
@@ -174,7 +240,8 @@ impl Store {
     /// nothing but database work. Write it as `move |tx, _| async move { … }.boxed()`.
     ///
     /// # Errors
-    /// What `work` returned, or the database's own error.
+    /// What `work` returned, or the database's own error. [`StoreError::Unanswered`] where the connection was lost at the
+    /// very end: then nobody knows.
     pub async fn run_tx<'caller, T, E, F>(&self, name: &'static str, work: F) -> Result<T, E>
     where
         E: std::error::Error + From<StoreError> + 'static,
@@ -185,7 +252,7 @@ impl Store {
         loop {
             let outcome = self.try_tx(name, &work).await;
             match &outcome {
-                Err(error) if tries < MAX_TRIES && is_transient(error) => {
+                Err(error) if tries < MAX_TRIES && self.may_go_better(error) => {
                     tokio::time::sleep(Duration::from_millis(10) * 2u32.pow(tries)).await;
                     tries += 1;
                 }
@@ -200,14 +267,44 @@ impl Store {
 
     async fn try_tx<'caller, T, E, F>(&self, name: &'static str, work: &F) -> Result<T, E>
     where
+        E: std::error::Error + From<StoreError> + 'static,
+        F: for<'tx> Fn(&'tx mut Tx, Borrowed<'tx, 'caller>) -> BoxFuture<'tx, Result<T, E>>,
+    {
+        let failed = |source| E::from(StoreError::Database { operation: name, source });
+        let mut connection = self.0.writer.acquire().await.map_err(failed)?;
+        let outcome = self.try_on(&mut connection, name, work).await;
+        if let Err(error) = &outcome
+            && cures(error).any(|cure| cure == Cure::Reconnect)
+        {
+            connection.close_on_drop();
+        }
+        outcome
+    }
+
+    async fn try_on<'caller, T, E, F>(
+        &self,
+        connection: &mut Tx,
+        name: &'static str,
+        work: &F,
+    ) -> Result<T, E>
+    where
         E: From<StoreError>,
         F: for<'tx> Fn(&'tx mut Tx, Borrowed<'tx, 'caller>) -> BoxFuture<'tx, Result<T, E>>,
     {
-        let database = |source| E::from(StoreError::Database { operation: name, source });
-        let mut tx = self.0.writer.begin_with(dialect::BEGIN).await.map_err(database)?;
+        let failed = |source| E::from(StoreError::Database { operation: name, source });
+        let mut tx = connection.begin_with(self.0.dialect.begin()).await.map_err(failed)?;
         let value = work(&mut tx, PhantomData).await?;
-        tx.commit().await.map_err(database)?;
-        Ok(value)
+        match tx.commit().await {
+            Ok(()) => Ok(value),
+            Err(source) if dialect::cure(&source) == Cure::Reconnect => {
+                Err(E::from(StoreError::Unanswered { operation: name, source }))
+            }
+            Err(source) => Err(failed(source)),
+        }
+    }
+
+    fn may_go_better(&self, error: &(dyn std::error::Error + 'static)) -> bool {
+        !may_have_happened(error) && cures(error).any(|cure| cure != Cure::None)
     }
 
     /// A connection for queries that need no transaction and write nothing.
@@ -225,8 +322,27 @@ impl Store {
     }
 }
 
-/// Whether somewhere below `error` lies a database error that trying again may cure.
-fn is_transient(error: &(dyn std::error::Error + 'static)) -> bool {
-    let chain = std::iter::successors(Some(error), |error| error.source());
-    chain.filter_map(|error| error.downcast_ref::<sqlx::Error>()).any(dialect::is_transient)
+type AnyError = dyn std::error::Error + 'static;
+
+fn causes(error: &AnyError) -> impl Iterator<Item = &AnyError> {
+    std::iter::successors(Some(error), |error| error.source())
+}
+
+fn database_errors(error: &AnyError) -> impl Iterator<Item = &sqlx::Error> {
+    causes(error).filter_map(|error| error.downcast_ref::<sqlx::Error>())
+}
+
+fn cures(error: &AnyError) -> impl Iterator<Item = Cure> {
+    database_errors(error).map(dialect::cure)
+}
+
+/// Whether `error` says that the database could not be reached: trying again later may help, and nothing is wrong inside.
+pub fn is_unreachable(error: &(dyn std::error::Error + 'static)) -> bool {
+    database_errors(error).any(dialect::is_unreachable)
+}
+
+/// Whether what failed with `error` may have been done all the same: the answer was lost.
+pub fn may_have_happened(error: &(dyn std::error::Error + 'static)) -> bool {
+    causes(error)
+        .any(|error| matches!(error.downcast_ref::<StoreError>(), Some(StoreError::Unanswered { .. })))
 }

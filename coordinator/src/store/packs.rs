@@ -8,9 +8,9 @@ use sealift_common::clock::UnixMillis;
 use sealift_common::crypto::EpochId;
 use sealift_common::format::pack::PackMeta;
 use sealift_common::id::{BackupId, PackId, SeriesId, Sha256};
-use sqlx::{QueryBuilder, Row as _};
+use sqlx::{AssertSqlSafe, Row as _};
 
-use super::{Db, Row, StoreError, Tx, as_i64, bytes, failed, number, text, time};
+use super::{Row, StoreError, Tx, as_i64, bytes, failed, number, placeholders, text, time};
 
 /// Hashes asked for in one query: databases bound the number of parameters.
 const HASHES_PER_QUERY: usize = 900;
@@ -295,17 +295,15 @@ pub async fn candidates(
 ) -> Result<Vec<Candidate>, StoreError> {
     let mut found = Vec::with_capacity(hashes.len());
     for chunk in hashes.chunks(HASHES_PER_QUERY) {
-        let mut query = QueryBuilder::<Db>::new(
+        let sql = format!(
             "SELECT ordinal, state, epoch_id, sha256, size, origin_backup, meta_sha256, index_len, directory_len,
-                    header_len FROM packs WHERE series_id = ",
+                    header_len FROM packs WHERE series_id = $1 AND sha256 IN ({})",
+            placeholders(2, chunk.len())
         );
-        query.push_bind(series.to_string()).push(" AND sha256 IN (");
-        let mut list = query.separated(", ");
-        chunk.iter().for_each(|hash| {
-            list.push_bind(hash.to_vec());
-        });
-        query.push(")");
-        let rows = query.build().fetch_all(&mut *tx).await.map_err(failed("look up packs"))?;
+        let whole = chunk.len() == HASHES_PER_QUERY;
+        let query = sqlx::query(AssertSqlSafe(sql)).persistent(whole).bind(series.to_string());
+        let query = chunk.iter().fold(query, |query, hash| query.bind(hash.to_vec()));
+        let rows = query.fetch_all(&mut *tx).await.map_err(failed("look up packs"))?;
         for row in rows {
             found.push(decode_candidate(&row).map_err(failed("look up packs"))?);
         }
@@ -334,18 +332,23 @@ pub async fn referable(
     after: Option<u32>,
     limit: u32,
 ) -> Result<Vec<(u32, PackFacts)>, StoreError> {
-    let mut query = QueryBuilder::<Db>::new(
+    if trust_versions.is_empty() {
+        return Ok(Vec::new());
+    }
+    let sql = format!(
         "SELECT ordinal, sha256, size, origin_backup, meta_sha256, index_len, directory_len, header_len
-         FROM packs WHERE state IN ('stored', 'live') AND series_id = ",
+         FROM packs WHERE state IN ('stored', 'live') AND series_id = $1 AND epoch_id = $2 AND ordinal > $3
+           AND trust_version IN ({}) ORDER BY ordinal LIMIT $4",
+        placeholders(5, trust_versions.len())
     );
-    query.push_bind(series.to_string()).push(" AND epoch_id = ").push_bind(epoch.to_vec());
-    query.push(" AND ordinal > ").push_bind(after.map_or(-1, i64::from)).push(" AND trust_version IN (");
-    let mut list = query.separated(", ");
-    trust_versions.iter().for_each(|version| {
-        list.push_bind(as_i64(*version));
-    });
-    query.push(") ORDER BY ordinal LIMIT ").push_bind(i64::from(limit));
-    let rows = query.build().fetch_all(tx).await.map_err(failed("list a series' packs"))?;
+    let query = sqlx::query(AssertSqlSafe(sql))
+        .persistent(false)
+        .bind(series.to_string())
+        .bind(epoch.to_vec())
+        .bind(after.map_or(-1, i64::from))
+        .bind(i64::from(limit));
+    let query = trust_versions.iter().fold(query, |query, version| query.bind(as_i64(*version)));
+    let rows = query.fetch_all(tx).await.map_err(failed("list a series' packs"))?;
     let decode = |row: &Row| Ok((number(row, "ordinal")?, decode_facts(row)?));
     rows.iter().map(decode).collect::<Result<_, _>>().map_err(failed("list a series' packs"))
 }

@@ -4,7 +4,7 @@ use sealift_common::clock::UnixMillis;
 use sealift_common::id::{BackupId, LeaseId};
 use sqlx::Row as _;
 
-use super::{Row, StoreError, Tx, failed, text, time};
+use super::{Row, StoreError, Tx, failed, locking, text, time};
 
 /// One restore.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,6 +61,19 @@ pub async fn insert(tx: &mut Tx, lease: &RestoreLeaseRow) -> Result<(), StoreErr
 /// The database's own.
 pub async fn get(tx: &mut Tx, id: LeaseId) -> Result<Option<RestoreLeaseRow>, StoreError> {
     sqlx::query("SELECT * FROM restore_leases WHERE id = $1")
+        .bind(id.to_string())
+        .try_map(decode)
+        .fetch_optional(tx)
+        .await
+        .map_err(failed("read a restore"))
+}
+
+/// The restore with this id, locked until the transaction ends: for every change of it.
+///
+/// # Errors
+/// The database's own.
+pub async fn lock(tx: &mut Tx, id: LeaseId) -> Result<Option<RestoreLeaseRow>, StoreError> {
+    sqlx::query(locking(tx, "SELECT * FROM restore_leases WHERE id = $1"))
         .bind(id.to_string())
         .try_map(decode)
         .fetch_optional(tx)

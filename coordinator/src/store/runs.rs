@@ -5,7 +5,7 @@ use sealift_common::id::{AgentId, BackupId, RunId, SeriesId};
 use sealift_common::name::Name;
 use sqlx::Row as _;
 
-use super::{Row, StoreError, Tx, failed, number, optional_text, text, time};
+use super::{Row, StoreError, Tx, claiming, failed, locking, number, optional_text, text, time};
 use crate::runs::state::RunState;
 
 /// One run.
@@ -126,6 +126,33 @@ pub async fn update(tx: &mut Tx, run: &RunRow) -> Result<(), StoreError> {
 /// The database's own.
 pub async fn get(tx: &mut Tx, id: RunId) -> Result<Option<RunRow>, StoreError> {
     sqlx::query("SELECT * FROM runs WHERE id = $1")
+        .bind(id.to_string())
+        .try_map(decode)
+        .fetch_optional(tx)
+        .await
+        .map_err(failed(READ))
+}
+
+/// The run with this id, locked until the transaction ends. Whatever moves a run or one of its attempts takes this lock
+/// first, before it reads either.
+///
+/// # Errors
+/// The database's own.
+pub async fn lock(tx: &mut Tx, id: RunId) -> Result<Option<RunRow>, StoreError> {
+    sqlx::query(locking(tx, "SELECT * FROM runs WHERE id = $1"))
+        .bind(id.to_string())
+        .try_map(decode)
+        .fetch_optional(tx)
+        .await
+        .map_err(failed(READ))
+}
+
+/// As [`lock`], for claiming: `None` where somebody else is at it.
+///
+/// # Errors
+/// The database's own.
+pub async fn claim(tx: &mut Tx, id: RunId) -> Result<Option<RunRow>, StoreError> {
+    sqlx::query(claiming(tx, "SELECT * FROM runs WHERE id = $1"))
         .bind(id.to_string())
         .try_map(decode)
         .fetch_optional(tx)

@@ -5,7 +5,7 @@ use sealift_common::id::{AgentId, SeriesId};
 use sealift_common::name::Name;
 use sqlx::Row as _;
 
-use super::{Row, StoreError, Tx, failed, json, number, text};
+use super::{Row, StoreError, Tx, failed, flag, json, locking, number, text};
 
 /// One source of one host.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,7 +36,7 @@ fn decode(row: Row) -> Result<SourceRow, sqlx::Error> {
         detail: row.try_get("detail")?,
         credential_origins: json(&row, "credential_origins")?,
         series: text(&row, "series_id")?,
-        present: row.try_get("present")?,
+        present: flag(&row, "present")?,
         changed: UnixMillis(row.try_get("changed_ms")?),
     })
 }
@@ -123,6 +123,19 @@ pub async fn insert_series(tx: &mut Tx, source: &SourceRow, scope: &str) -> Resu
     .await
     .map_err(failed("start a series"))?;
     Ok(())
+}
+
+/// Locks a series until the transaction ends: for whatever gives out its numbers, or changes what may be referred to in it.
+///
+/// # Errors
+/// The database's own.
+pub async fn lock_series(tx: &mut Tx, series: SeriesId) -> Result<(), StoreError> {
+    sqlx::query(locking(tx, "SELECT id FROM series WHERE id = $1"))
+        .bind(series.to_string())
+        .fetch_optional(tx)
+        .await
+        .map(drop)
+        .map_err(failed("lock a series"))
 }
 
 /// Counts one more attempt on a series: the epoch that fences it.

@@ -5,7 +5,7 @@ use sealift_common::id::Sha256;
 use sealift_common::name::Labels;
 use sqlx::Row as _;
 
-use super::{Row, StoreError, Tx, bytes, failed, json, number};
+use super::{Row, StoreError, Tx, bytes, failed, flag, json, locking, number};
 
 /// One token.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,7 +45,7 @@ fn decode(row: Row) -> Result<TokenRow, sqlx::Error> {
         expires: UnixMillis(row.try_get("expires_ms")?),
         uses: number(&row, "uses")?,
         used: number(&row, "used")?,
-        revoked: row.try_get("revoked")?,
+        revoked: flag(&row, "revoked")?,
         created_by: row.try_get("created_by")?,
     })
 }
@@ -97,6 +97,19 @@ pub async fn update(tx: &mut Tx, token: &TokenRow) -> Result<(), StoreError> {
 /// The database's own.
 pub async fn get(tx: &mut Tx, id: &str) -> Result<Option<TokenRow>, StoreError> {
     sqlx::query("SELECT * FROM tokens WHERE id = $1")
+        .bind(id)
+        .try_map(decode)
+        .fetch_optional(tx)
+        .await
+        .map_err(failed("read a token"))
+}
+
+/// The token with this id, locked until the transaction ends: for counting its uses, and for changing it.
+///
+/// # Errors
+/// The database's own.
+pub async fn lock(tx: &mut Tx, id: &str) -> Result<Option<TokenRow>, StoreError> {
+    sqlx::query(locking(tx, "SELECT * FROM tokens WHERE id = $1"))
         .bind(id)
         .try_map(decode)
         .fetch_optional(tx)

@@ -4,7 +4,7 @@ use sealift_common::clock::UnixMillis;
 use sealift_common::id::Sha256;
 use sqlx::Row as _;
 
-use super::{Row, StoreError, Tx, as_i64, bytes, failed, number};
+use super::{Row, StoreError, Tx, as_i64, bytes, failed, flag, number};
 
 /// One version.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,7 +27,7 @@ fn decode(row: Row) -> Result<TrustRow, sqlx::Error> {
         sha256: bytes(&row, "sha256")?,
         object: row.try_get("object")?,
         stored: UnixMillis(row.try_get("stored_ms")?),
-        in_bucket: row.try_get("in_bucket")?,
+        in_bucket: flag(&row, "in_bucket")?,
     })
 }
 

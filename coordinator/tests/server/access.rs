@@ -2,7 +2,7 @@
 
 use sealift_common::crypto::SigningKey;
 use sealift_common::id::Random;
-use sealift_coordinator::store::{Store, StoreError};
+use sealift_coordinator::store::{DatabaseUrl, Store, StoreError};
 use sealift_proto::v1;
 use sealift_proto::v1::agent_admin_client::AgentAdminClient;
 use sealift_proto::v1::fleet_admin_client::FleetAdminClient;
@@ -14,6 +14,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use crate::harness::Server;
+use crate::support::database::{Database, on_both_databases};
 
 async fn admin_calls(channel: Channel) -> Vec<Status> {
     let mut refused = Vec::new();
@@ -36,10 +37,9 @@ async fn admin_calls(channel: Channel) -> Vec<Status> {
     refused
 }
 
-#[tokio::test]
-async fn what_is_for_admins_is_refused_to_everybody_else_and_audited() {
+async fn what_is_for_admins_is_refused_to_everybody_else_and_audited(on: Database) {
     let dir = tempfile::tempdir().unwrap();
-    let server = Server::start(dir.path()).await;
+    let server = Server::start_on(&on, dir.path()).await;
     let host = server.enrolled("store-1").await;
 
     let as_agent = admin_calls(host.channel(&server)).await;
@@ -62,10 +62,9 @@ async fn what_is_for_admins_is_refused_to_everybody_else_and_audited() {
     server.stop().await;
 }
 
-#[tokio::test]
-async fn the_trust_policy_takes_only_what_the_root_key_signed() {
+async fn the_trust_policy_takes_only_what_the_root_key_signed(on: Database) {
     let dir = tempfile::tempdir().unwrap();
-    let server = Server::start(dir.path()).await;
+    let server = Server::start_on(&on, dir.path()).await;
     let error = server.set_trust_signed_by(&SigningKey::generate(&Random::from_os())).await.unwrap_err();
     assert_eq!(error.code(), Code::PermissionDenied);
     assert!(error.message().contains("root keys"), "{error}");
@@ -91,7 +90,7 @@ async fn one_database_has_one_coordinator_and_its_audit_only_grows() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(dir.path()).await;
     let database = server.dir.join("coordinator.db");
-    let second = Store::open(&database).await.unwrap_err();
+    let second = Store::open(&DatabaseUrl::file(&database)).await.unwrap_err();
     assert!(matches!(second, StoreError::Locked { .. }), "{second}");
     assert!(second.to_string().contains("another coordinator"));
     server.usual_token().await;
@@ -120,3 +119,8 @@ async fn health_is_told_over_https() {
     drop(client);
     server.stop().await;
 }
+
+on_both_databases!(
+    what_is_for_admins_is_refused_to_everybody_else_and_audited,
+    the_trust_policy_takes_only_what_the_root_key_signed,
+);

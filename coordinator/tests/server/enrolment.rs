@@ -12,6 +12,7 @@ use sealift_proto::v1::token_admin_client::TokenAdminClient;
 use tonic::Code;
 
 use crate::harness::{Host, Server};
+use crate::support::database::{Database, on_both_databases};
 
 #[tokio::test]
 async fn a_host_enrols_and_everything_about_it_is_there() {
@@ -73,10 +74,9 @@ fn walk(dir: &std::path::Path) -> Vec<std::path::PathBuf> {
     out
 }
 
-#[tokio::test]
-async fn each_token_that_is_not_good_gets_its_own_clear_error() {
+async fn each_token_that_is_not_good_gets_its_own_clear_error(on: Database) {
     let dir = tempfile::tempdir().unwrap();
-    let server = Server::start(dir.path()).await;
+    let server = Server::start_on(&on, dir.path()).await;
     let mut tokens = TokenAdminClient::new(server.admin());
     let good = server.usual_token().await;
 
@@ -119,10 +119,9 @@ async fn each_token_that_is_not_good_gets_its_own_clear_error() {
     server.stop().await;
 }
 
-#[tokio::test]
-async fn a_lost_reply_bricks_nobody_and_a_stolen_id_gets_nothing() {
+async fn a_lost_reply_bricks_nobody_and_a_stolen_id_gets_nothing(on: Database) {
     let dir = tempfile::tempdir().unwrap();
-    let server = Server::start(dir.path()).await;
+    let server = Server::start_on(&on, dir.path()).await;
     let made = server.token(v1::CreateTokenRequest { uses: 1, ttl_ms: 60_000, ..Default::default() }).await;
     let token = made.token;
     let mut host = Host::new("store-1");
@@ -144,10 +143,9 @@ async fn a_lost_reply_bricks_nobody_and_a_stolen_id_gets_nothing() {
     server.stop().await;
 }
 
-#[tokio::test]
-async fn what_does_not_hold_in_an_enrolment_is_refused() {
+async fn what_does_not_hold_in_an_enrolment_is_refused(on: Database) {
     let dir = tempfile::tempdir().unwrap();
-    let server = Server::start(dir.path()).await;
+    let server = Server::start_on(&on, dir.path()).await;
     let token = server.usual_token().await;
     let mut client = EnrollmentClient::new(server.channel(None));
     let host = Host::new("store-1");
@@ -178,10 +176,9 @@ async fn what_does_not_hold_in_an_enrolment_is_refused() {
     server.stop().await;
 }
 
-#[tokio::test]
-async fn certificates_are_renewed_and_won_back_with_the_signing_key() {
+async fn certificates_are_renewed_and_won_back_with_the_signing_key(on: Database) {
     let dir = tempfile::tempdir().unwrap();
-    let server = Server::start(dir.path()).await;
+    let server = Server::start_on(&on, dir.path()).await;
     let mut host = server.enrolled("store-1").await;
     let old = host.channel(&server);
     host.key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
@@ -226,3 +223,50 @@ async fn certificates_are_renewed_and_won_back_with_the_signing_key() {
     assert_eq!(server.outcomes("agent.recover").await, ["intended", "done", "refused", "refused", "refused"]);
     server.stop().await;
 }
+
+async fn a_token_is_used_as_often_as_it_says_by_however_many_at_once(on: Database) {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start_on(&on, dir.path()).await;
+    let made = server.token(v1::CreateTokenRequest { uses: 3, ttl_ms: 60_000, ..Default::default() }).await;
+    let mut hosts: Vec<Host> = (0..8).map(|n| Host::new(&format!("store-{n}"))).collect();
+    let enrolled =
+        futures::future::join_all(hosts.iter_mut().map(|host| host.enrol(&server, &made.token))).await;
+    assert_eq!(enrolled.iter().filter(|outcome| outcome.is_ok()).count(), 3);
+    for refused in enrolled.into_iter().filter_map(Result::err) {
+        assert_eq!(refused.code(), Code::PermissionDenied);
+        assert!(refused.message().contains("3"), "{refused}");
+    }
+
+    // One name, many hosts: one gets it, the others hear why not.
+    let many = server.token(v1::CreateTokenRequest { uses: 8, ttl_ms: 60_000, ..Default::default() }).await;
+    let mut hosts: Vec<Host> = (0..4).map(|_| Host::new("twin")).collect();
+    let enrolled =
+        futures::future::join_all(hosts.iter_mut().map(|host| host.enrol(&server, &many.token))).await;
+    assert_eq!(enrolled.iter().filter(|outcome| outcome.is_ok()).count(), 1);
+    for refused in enrolled.into_iter().filter_map(Result::err) {
+        assert_eq!(refused.code(), Code::AlreadyExists, "{refused}");
+    }
+
+    // Labels that are set side by side are all there.
+    let mut agents = v1::agent_admin_client::AgentAdminClient::new(server.admin());
+    let label = |n: u32| {
+        let mut agents = agents.clone();
+        let set = [(format!("l{n}"), "x".to_owned())].into();
+        async move {
+            let request = v1::LabelAgentRequest { agent: "twin".into(), set, ..Default::default() };
+            agents.label_agent(request).await.unwrap();
+        }
+    };
+    futures::future::join_all((0..8).map(label)).await;
+    let twin = agents.get_agent(v1::GetAgentRequest { agent: "twin".into() }).await.unwrap().into_inner();
+    assert_eq!(twin.labels.len(), 8, "{:?}", twin.labels);
+    server.stop().await;
+}
+
+on_both_databases!(
+    each_token_that_is_not_good_gets_its_own_clear_error,
+    a_lost_reply_bricks_nobody_and_a_stolen_id_gets_nothing,
+    what_does_not_hold_in_an_enrolment_is_refused,
+    certificates_are_renewed_and_won_back_with_the_signing_key,
+    a_token_is_used_as_often_as_it_says_by_however_many_at_once,
+);

@@ -23,6 +23,8 @@ use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
 use url::Url;
 
+use crate::support::database::Database;
+
 /// Nothing here takes so long.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -42,11 +44,16 @@ pub struct Server {
 impl Server {
     /// Starts one in `dir`, as `dev` does; time moves only by `advance`.
     pub async fn start(dir: &Path) -> Self {
-        Self::start_at(dir, Clock::manual(Clock::system().now())).await
+        Self::start_on(&Database::Sqlite, dir).await
     }
 
-    /// As [`Server::start`], at another time.
-    pub async fn start_at(dir: &Path, clock: Clock) -> Self {
+    /// As [`Server::start`], on this database.
+    pub async fn start_on(database: &Database, dir: &Path) -> Self {
+        Self::start_at(database, dir, Clock::manual(Clock::system().now())).await
+    }
+
+    /// As [`Server::start_on`], at another time.
+    pub async fn start_at(database: &Database, dir: &Path, clock: Clock) -> Self {
         tls::install_provider();
         let (random, lifecycle) = (Random::from_os(), Lifecycle::default());
         let dev = DevDir::open(dir).unwrap();
@@ -55,6 +62,7 @@ impl Server {
         let listeners = Listeners::bind(listen.grpc, listen.http).await.unwrap();
         let storage = embedded::start(dev.path(), listen.s3, &random, &lifecycle).await.unwrap();
         let mut settings = dev.settings(listen, root_sha256, storage, "sealift.test".parse().unwrap());
+        settings.database = database.url(dev.path());
         settings.identity.coordinators = vec![listeners.url().unwrap()];
         settings.sessions =
             SessionSettings { heartbeat: Duration::from_secs(5), reconnect_cap: Duration::from_secs(1) };

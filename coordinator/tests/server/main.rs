@@ -7,3 +7,7 @@ mod enrolment;
 mod harness;
 mod runs;
 mod sessions;
+#[path = "../support"]
+mod support {
+    pub mod database;
+}

@@ -9,6 +9,7 @@ use sealift_proto::v1::run_admin_client::RunAdminClient;
 use tonic::Code;
 
 use crate::harness::Server;
+use crate::support::database::{Database, on_both_databases};
 
 async fn start(server: &Server, source: &str) -> v1::Run {
     let mut runs = RunAdminClient::new(server.admin());
@@ -21,10 +22,9 @@ fn state(attempt: &v1::AttemptRef, phase: v1::AttemptPhase) -> v1::AttemptState 
     v1::AttemptState { attempt: Some(attempt.clone()), phase: phase.into(), failure }
 }
 
-#[tokio::test]
-async fn a_run_waits_for_its_host_and_is_cancelled_through_it() {
+async fn a_run_waits_for_its_host_and_is_cancelled_through_it(on: Database) {
     let dir = tempfile::tempdir().unwrap();
-    let server = Server::start(dir.path()).await;
+    let server = Server::start_on(&on, dir.path()).await;
     let host = server.enrolled("store-1").await;
     drop(host.connect(&server, &["db"]).await);
     let mut runs = RunAdminClient::new(server.admin());
@@ -61,10 +61,9 @@ async fn a_run_waits_for_its_host_and_is_cancelled_through_it() {
     server.stop().await;
 }
 
-#[tokio::test]
-async fn attempts_are_lost_with_their_process_and_tried_three_times() {
+async fn attempts_are_lost_with_their_process_and_tried_three_times(on: Database) {
     let dir = tempfile::tempdir().unwrap();
-    let server = Server::start(dir.path()).await;
+    let server = Server::start_on(&on, dir.path()).await;
     server.set_trust().await.unwrap();
     let host = server.enrolled("store-1").await;
     let mut session = host.connect(&server, &["db"]).await;
@@ -112,10 +111,9 @@ async fn attempts_are_lost_with_their_process_and_tried_three_times() {
     server.stop().await;
 }
 
-#[tokio::test]
-async fn a_running_attempt_goes_on_after_the_coordinator_was_away() {
+async fn a_running_attempt_goes_on_after_the_coordinator_was_away(on: Database) {
     let dir = tempfile::tempdir().unwrap();
-    let server = Server::start(dir.path()).await;
+    let server = Server::start_on(&on, dir.path()).await;
     server.set_trust().await.unwrap();
     let host = server.enrolled("store-1").await;
     let mut session = host.connect(&server, &["db"]).await;
@@ -129,7 +127,7 @@ async fn a_running_attempt_goes_on_after_the_coordinator_was_away() {
     assert!(matches!(session.next().await, Ok(ToAgent::Reconnect(_)) | Err(_)));
 
     later.advance(Duration::from_secs(240)); // much longer than a lease
-    let server = Server::start_at(dir.path(), later).await;
+    let server = Server::start_at(&on, dir.path(), later).await;
     let running = vec![state(&attempt, v1::AttemptPhase::Running)];
     let session = host.connect_with(&server, &["db"], running).await.unwrap();
     assert!(session.welcome.lost.is_empty());
@@ -144,10 +142,9 @@ async fn a_running_attempt_goes_on_after_the_coordinator_was_away() {
     server.stop().await;
 }
 
-#[tokio::test]
-async fn runs_are_listed_newest_first_in_pages_by_agent_state_and_labels() {
+async fn runs_are_listed_newest_first_in_pages_by_agent_state_and_labels(on: Database) {
     let dir = tempfile::tempdir().unwrap();
-    let server = Server::start(dir.path()).await;
+    let server = Server::start_on(&on, dir.path()).await;
     server.set_trust().await.unwrap();
     for name in ["store-1", "store-2"] {
         drop(server.enrolled(name).await.connect(&server, &["a", "b"]).await);
@@ -183,10 +180,9 @@ async fn runs_are_listed_newest_first_in_pages_by_agent_state_and_labels() {
     server.stop().await;
 }
 
-#[tokio::test]
-async fn an_answer_that_was_lost_with_its_session_is_made_up_for_by_hello() {
+async fn an_answer_that_was_lost_with_its_session_is_made_up_for_by_hello(on: Database) {
     let dir = tempfile::tempdir().unwrap();
-    let server = Server::start(dir.path()).await;
+    let server = Server::start_on(&on, dir.path()).await;
     server.set_trust().await.unwrap();
     let host = server.enrolled("store-1").await;
     let mut session = host.connect(&server, &["db"]).await;
@@ -199,3 +195,11 @@ async fn an_answer_that_was_lost_with_its_session_is_made_up_for_by_hello() {
     assert_eq!(server.run(&run.id).await.attempts[0].state, "accepted");
     server.stop().await;
 }
+
+on_both_databases!(
+    a_run_waits_for_its_host_and_is_cancelled_through_it,
+    attempts_are_lost_with_their_process_and_tried_three_times,
+    a_running_attempt_goes_on_after_the_coordinator_was_away,
+    runs_are_listed_newest_first_in_pages_by_agent_state_and_labels,
+    an_answer_that_was_lost_with_its_session_is_made_up_for_by_hello,
+);

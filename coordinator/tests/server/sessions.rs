@@ -9,11 +9,11 @@ use sealift_proto::v1::coordinator_message::Message as ToAgent;
 use tonic::Code;
 
 use crate::harness::Server;
+use crate::support::database::{Database, on_both_databases};
 
-#[tokio::test]
-async fn the_newest_session_wins() {
+async fn the_newest_session_wins(on: Database) {
     let dir = tempfile::tempdir().unwrap();
-    let server = Server::start(dir.path()).await;
+    let server = Server::start_on(&on, dir.path()).await;
     let host = server.enrolled("store-1").await;
     let mut older = host.connect(&server, &["db"]).await;
     let mut newer = host.connect(&server, &["db"]).await;
@@ -33,10 +33,9 @@ async fn the_newest_session_wins() {
     server.stop().await;
 }
 
-#[tokio::test]
-async fn a_revoked_agent_is_out_at_once_and_for_good() {
+async fn a_revoked_agent_is_out_at_once_and_for_good(on: Database) {
     let dir = tempfile::tempdir().unwrap();
-    let server = Server::start(dir.path()).await;
+    let server = Server::start_on(&on, dir.path()).await;
     server.set_trust().await.unwrap();
     let host = server.enrolled("store-1").await;
     let mut session = host.connect(&server, &["db", "files"]).await;
@@ -69,10 +68,9 @@ async fn a_revoked_agent_is_out_at_once_and_for_good() {
     server.stop().await;
 }
 
-#[tokio::test]
-async fn a_source_keeps_its_series_and_labels_come_from_admins_only() {
+async fn a_source_keeps_its_series_and_labels_come_from_admins_only(on: Database) {
     let dir = tempfile::tempdir().unwrap();
-    let server = Server::start(dir.path()).await;
+    let server = Server::start_on(&on, dir.path()).await;
     let host = server.enrolled("store-1").await;
     let mut agents = AgentAdminClient::new(server.admin());
     let get = || v1::GetAgentRequest { agent: "store-1".into() };
@@ -103,10 +101,9 @@ async fn a_source_keeps_its_series_and_labels_come_from_admins_only() {
     server.stop().await;
 }
 
-#[tokio::test]
-async fn what_is_no_hello_or_of_another_age_is_refused() {
+async fn what_is_no_hello_or_of_another_age_is_refused(on: Database) {
     let dir = tempfile::tempdir().unwrap();
-    let server = Server::start(dir.path()).await;
+    let server = Server::start_on(&on, dir.path()).await;
     let host = server.enrolled("store-1").await;
     let mut client = v1::session_client::SessionClient::new(host.channel(&server));
     for (message, code) in [
@@ -125,3 +122,10 @@ async fn what_is_no_hello_or_of_another_age_is_refused() {
     }
     server.stop().await;
 }
+
+on_both_databases!(
+    the_newest_session_wins,
+    a_revoked_agent_is_out_at_once_and_for_good,
+    a_source_keeps_its_series_and_labels_come_from_admins_only,
+    what_is_no_hello_or_of_another_age_is_refused,
+);

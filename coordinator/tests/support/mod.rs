@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, dead_code)] // helpers of tests; each test binary uses its share
 
+pub mod database;
+
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
@@ -38,6 +40,8 @@ use sealift_coordinator::store::{self, Store, StoreError};
 use sealift_coordinator::uploads::{NewPack, UploadError, Uploads};
 use sealift_coordinator::verification::Verification;
 
+use database::Database;
+
 /// A coordinator's domain.
 pub struct World {
     pub dir: tempfile::TempDir,
@@ -54,7 +58,13 @@ pub struct World {
 }
 
 impl World {
+    /// On SQLite: for what does not depend on the database.
     pub async fn new() -> Self {
+        Self::on(&Database::Sqlite).await
+    }
+
+    /// On this database.
+    pub async fn on(database: &Database) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let random = Random::from_os();
         let clock = Clock::manual(Clock::system().now());
@@ -63,8 +73,8 @@ impl World {
         let settings = embedded::start(dir.path(), any_port, &random, &lifecycle).await.unwrap();
         let objects = ObjectStore::new(settings, clock.clone()).unwrap();
         assert!(probe::run(&objects, &random).await.usable);
-        let database = Store::open(&dir.path().join("coordinator.db")).await.unwrap();
-        let core = Core::load(database, clock.clone(), random).await.unwrap();
+        let store = Store::open(&database.url(dir.path())).await.unwrap();
+        let core = Core::load(store, clock.clone(), random).await.unwrap();
         let runs = Runs::new(core.clone(), Default::default(), Duration::from_secs(120));
         let backups = Backups::new(core.clone(), objects.clone(), runs.clone());
         Self {

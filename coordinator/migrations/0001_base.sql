@@ -1,5 +1,5 @@
 -- Identity, sessions, runs and the audit. Ids are UUIDs as lower-case text, times Unix milliseconds, hashes and keys
--- bytes. The SQL is what SQLite and PostgreSQL both take, byte strings (BLOB / BYTEA) and triggers apart.
+-- bytes. One text for SQLite and PostgreSQL: src/store/migrations.rs says which words become what.
 
 -- One row per fact about the installation: repository_id, generation, trust_domain.
 CREATE TABLE installation (
@@ -8,7 +8,7 @@ CREATE TABLE installation (
 );
 
 CREATE TABLE audit_events (
-    seq            INTEGER PRIMARY KEY AUTOINCREMENT,   -- the order of commits on SQLite
+    seq            COUNTER,               -- the order of inserts; of commits too where one writes at a time (SQLite)
     id             TEXT NOT NULL UNIQUE,
     time_ms        BIGINT NOT NULL,
     actor          TEXT NOT NULL,
@@ -20,10 +20,6 @@ CREATE TABLE audit_events (
     details        TEXT NOT NULL
 );
 CREATE INDEX audit_events_time ON audit_events (time_ms);
-CREATE TRIGGER audit_events_no_update BEFORE UPDATE ON audit_events
-    BEGIN SELECT RAISE(ABORT, 'audit events are append-only'); END;
-CREATE TRIGGER audit_events_no_delete BEFORE DELETE ON audit_events
-    BEGIN SELECT RAISE(ABORT, 'audit events are append-only'); END;
 
 CREATE TABLE tokens (
     id            TEXT PRIMARY KEY NOT NULL,
