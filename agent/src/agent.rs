@@ -7,16 +7,19 @@ use url::Url;
 
 use sealift_common::clock::Clock;
 use sealift_common::id::{InstanceId, Random};
+use sealift_common::proxy::Proxy;
 use sealift_proto::v1;
 
 use crate::bandwidth::HostBandwidth;
-use crate::config::Config;
 use crate::config::secret::Environment;
+use crate::config::{Config, ConfigError};
 use crate::identity::keeper::IdentityKeeper;
 use crate::session::link::Link;
+use crate::spool::Spool;
 use crate::state::dir::StateDir;
 use crate::state::journal::Journal;
 use crate::state::series::SeriesStore;
+use crate::state::waiting::Tickets;
 
 /// The agent of this process.
 #[derive(Debug)]
@@ -35,6 +38,8 @@ pub struct Agent {
     pub link: Link,
     /// How much of the line all uploads together may take.
     pub bandwidth: HostBandwidth,
+    /// Where packs wait for a slow store; `None` where the owner wants none.
+    pub spool: Option<Arc<Spool>>,
     /// Time.
     pub clock: Clock,
     /// Randomness.
@@ -52,6 +57,11 @@ impl Agent {
         Journal::new(self.state.clone())
     }
 
+    /// Backups that wait in the spool.
+    pub fn tickets(&self) -> Tickets {
+        Tickets::new(self.state.clone())
+    }
+
     /// The series of this host.
     pub fn series(&self) -> SeriesStore {
         SeriesStore::new(self.state.clone())
@@ -60,6 +70,14 @@ impl Agent {
     /// The coordinators to try, in the order of the configuration.
     pub fn coordinators(&self) -> Vec<Url> {
         self.config().coordinators.iter().map(|endpoint| endpoint.url().clone()).collect()
+    }
+
+    /// The proxy to go through, as the configuration and the environment say now.
+    ///
+    /// # Errors
+    /// [`ConfigError`] where its password cannot be had.
+    pub fn proxy(&self) -> Result<Option<Proxy>, ConfigError> {
+        self.config().proxy.resolve(&self.environment)
     }
 
     /// The sources of this host, as the coordinator may know them: no credentials, no paths beyond what `detail` says.

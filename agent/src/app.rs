@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use url::Url;
 
 use sealift_common::clock::Clock;
-use sealift_common::id::{InstanceId, Random, Sha256};
+use sealift_common::id::{AgentId, InstanceId, Random, Sha256};
 use sealift_common::lifecycle::Lifecycle;
 use sealift_common::secret::Secret;
 use sealift_common::telemetry::{self, LogTarget};
@@ -22,11 +22,13 @@ use crate::attempt::Attempts;
 use crate::bandwidth::HostBandwidth;
 use crate::config::Config;
 use crate::config::secret::Environment;
+use crate::config::sections::proxy::of_environment;
 use crate::identity::enroll::{EnrollError, Enrolment, enroll};
 use crate::identity::keeper::IdentityKeeper;
 use crate::session::link::LinkOwner;
 use crate::source::priority::lower_this_thread;
 use crate::source::whole_chain;
+use crate::spool::Spool;
 use crate::state::dir::StateDir;
 use crate::{check, service, session};
 
@@ -145,6 +147,7 @@ fn run_enroll(args: &EnrollArgs) -> Result<ExitCode, Failed> {
         ca_sha256: args.ca_sha256,
         root_pins: args.root_key_sha256.clone(),
         host: session::host_name(),
+        proxy: of_environment(&Environment::of_process())?,
     };
     let state = StateDir::create(&args.state_dir)?;
     let (clock, random) = (Clock::system(), Random::from_os());
@@ -223,6 +226,13 @@ fn telemetry_settings(config: &Config) -> telemetry::Settings {
     }
 }
 
+/// The spool, in a folder of this agent's own: several may share a directory.
+fn open_spool(config: &Config, agent: AgentId) -> Option<Arc<Spool>> {
+    let default = config.state_dir.as_path().join("spool");
+    let dir = config.spool.dir.as_ref().map_or(default, |dir| dir.as_path().to_owned());
+    Some(Spool::new(dir.join(agent.to_string()), config.spool.max_bytes()?))
+}
+
 /// The daemon, from its first to its last breath.
 async fn serve(path: &Path, config: Config, environment: Environment) -> Result<ExitCode, Failed> {
     let (clock, random) = (Clock::system(), Random::from_os());
@@ -231,6 +241,7 @@ async fn serve(path: &Path, config: Config, environment: Environment) -> Result<
     let lifecycle = Lifecycle::default();
     lifecycle.watch_signals(STOP_GRACE)?;
     let (link_owner, link) = LinkOwner::new();
+    let spool = open_spool(&config, identity.current().agent);
     let agent = Arc::new(Agent {
         instance: InstanceId::generate(&random),
         identity,
@@ -239,12 +250,14 @@ async fn serve(path: &Path, config: Config, environment: Environment) -> Result<
         environment,
         link,
         bandwidth: HostBandwidth::default(),
+        spool,
         clock,
         random,
     });
     let who = agent.identity.current();
     tracing::info!(agent = %who.agent, name = who.name, version = env!("CARGO_PKG_VERSION"), "starting");
     let attempts = Attempts::new(agent.clone(), lifecycle.clone())?;
+    attempts.resume();
 
     service::reload_on_sighup(agent.clone(), path.to_owned())?;
     service::keep_watchdog_quiet();

@@ -18,7 +18,19 @@ pub async fn check(config: &Config, environment: Environment) -> bool {
     report.good("config", &format!("{} sources", config.sources.len()));
     config.warnings.iter().for_each(|warning| report.odd("config", warning));
     check_state(config, &mut report);
-    match PutClient::new(&config.s3, Limits::default()) {
+    let proxy = match config.proxy.resolve(&environment) {
+        Ok(proxy) => {
+            if let Some(proxy) = &proxy {
+                report.good("proxy", &proxy.address());
+            }
+            proxy
+        }
+        Err(error) => {
+            report.bad("proxy", &whole_chain(&error));
+            None
+        }
+    };
+    match PutClient::new(&config.s3, proxy, Limits::default()) {
         Ok(_) => report.good("s3", "certificates can be used"),
         Err(error) => report.bad("s3", &whole_chain(&error)),
     }

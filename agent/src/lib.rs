@@ -10,6 +10,7 @@
 //! | [`attempt`] | one backup from offer to commit |
 //! | [`source`] | what can be backed up, as streams of bytes |
 //! | [`pipeline`] | from those bytes to stored packs: the one file that names every stage |
+//! | [`spool`] | packs that wait on disk for a slow or absent store |
 //!
 //! Stages (`chunk`, `dedup`, `frame`, `pack`, `upload`) know neither their neighbours nor the session.
 
@@ -30,5 +31,6 @@ pub mod put;
 pub mod service;
 pub mod session;
 pub mod source;
+pub mod spool;
 pub mod state;
 pub mod upload;

@@ -8,8 +8,8 @@ use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
 use sealift_common::format::frame::RawFrame;
-use sealift_common::format::pack::{BackupKeys, Pack, PackWriteError, PackWriter};
-use sealift_common::id::Random;
+use sealift_common::format::pack::{BackupKeys, Pack, PackMeta, PackWriteError, PackWriter};
+use sealift_common::id::{BackupId, Random};
 
 use crate::frame::{WorkerGone, Workers};
 
@@ -38,9 +38,20 @@ pub enum PackStageError {
 #[derive(Debug)]
 pub struct ReadyPack {
     /// The pack.
-    pub pack: Pack,
-    /// One of [`MAX_PACKS`].
-    pub permit: OwnedSemaphorePermit,
+    pub pack: Arc<Pack>,
+    /// One of [`MAX_PACKS`]; none for a pack that was on disk meanwhile.
+    pub permit: Option<OwnedSemaphorePermit>,
+}
+
+/// A new pack that is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StoredPack {
+    /// Hash and lengths.
+    pub meta: PackMeta,
+    /// The backup it is sealed for (an earlier one of this attempt where the session was lost after it).
+    pub origin: BackupId,
+    /// Raw bytes in it.
+    pub raw_len: u64,
 }
 
 /// The stage's inputs.
@@ -137,7 +148,8 @@ impl PackStage {
         while self.open.len() > keep && self.open.front().is_some_and(|(writer, _)| writer.pending() == 0) {
             let Some((writer, permit)) = self.open.pop_front() else { break };
             let pack = writer.finish().map_err(PackStageError::Write)?;
-            self.packs.blocking_send(ReadyPack { pack, permit }).map_err(|_| PackStageError::Closed)?;
+            let ready = ReadyPack { pack: Arc::new(pack), permit: Some(permit) };
+            self.packs.blocking_send(ready).map_err(|_| PackStageError::Closed)?;
         }
         Ok(())
     }

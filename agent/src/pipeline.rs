@@ -1,12 +1,12 @@
 //! The data path of one backup, and the one file that names every stage.
 //!
 //! ```text
-//! source ─events→ chunk + dedup ─new chunks→ frame workers ─sealed→ pack ─packs→ upload
-//!  (task)           (thread)                  (threads)             (thread)     (task)
+//! source ─events→ chunk + dedup ─new chunks→ frame workers ─sealed→ pack ─packs→ upload ⇄ spool
+//!  (task)           (thread)                  (threads)             (thread)     (task)   (disk)
 //! ```
 //!
-//! Every arrow is a bounded queue, so a slow store holds the source back and memory does not grow with the dump. A stage
-//! that fails closes its queues, and the others end by that.
+//! Every arrow is a bounded queue, so memory does not grow with the dump: a slow store fills the spool, and where that is
+//! full (or there is none) holds the source back. A stage that fails closes its queues, and the others end by that.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
 
 use sealift_common::format::chunk::Chunker;
 use sealift_common::format::frame::RawFrame;
@@ -24,10 +25,11 @@ use sealift_common::id::Random;
 use crate::chunk::{ChunkError, ChunkStage, Chunked};
 use crate::dedup::ChunkTable;
 use crate::frame::workers;
-use crate::pack::{PackStage, PackStageError, ReadyPack};
+use crate::pack::{PackStage, PackStageError};
 use crate::progress::Meters;
 use crate::source::SourceEvent;
-use crate::upload;
+use crate::spool::folder::Folder;
+use crate::upload::{self, Outgoing};
 
 /// Frames that wait for the pack stage.
 const FRAMES_AHEAD: usize = 4;
@@ -54,13 +56,15 @@ pub struct Pipeline {
     pub meters: Arc<Meters>,
     /// For pack ids.
     pub random: Random,
+    /// Where packs wait for a slow store.
+    pub spool: Option<Arc<Folder>>,
 }
 
 /// What came out: streams as pieces of the raw line, and the new packs at its end, in order.
 #[derive(Debug)]
 pub struct Streamed<T> {
     /// The streams.
-    pub chunked: Chunked,
+    pub chunked: Arc<Chunked>,
     /// What `store` said of each new pack.
     pub packs: Vec<T>,
 }
@@ -83,18 +87,21 @@ pub enum PipelineError<E> {
 }
 
 impl Pipeline {
-    /// Runs through `first` and `events` until those close, and every new pack was stored by `store`.
+    /// Runs through `first` and `events` until those close, and every new pack was stored by `store`. `drained` is called
+    /// when the last pack is made, and dropped when the last one is stored.
     ///
     /// # Errors
     /// The first cause: where several stages fail, the one that made the others fail.
-    pub async fn run<T, E, F>(
+    pub async fn run<T, E, F, D>(
         self,
         first: Option<SourceEvent>,
         events: mpsc::Receiver<SourceEvent>,
-        store: impl Fn(ReadyPack) -> F,
+        store: impl Fn(Outgoing) -> F,
+        drained: impl FnOnce(Arc<Chunked>) -> D,
     ) -> Result<Streamed<T>, PipelineError<E>>
     where
         F: Future<Output = Result<T, E>>,
+        D: Future<Output = ()>,
     {
         let runtime = Handle::current();
         let (frames, frame_queue) = sync_channel::<RawFrame>(FRAMES_AHEAD);
@@ -125,8 +132,20 @@ impl Pipeline {
         let stage = PackStage::new(self.keys, self.random, desks, packs, runtime);
         let packing = thread("sealift-pack", move || stage.run(&frame_queue));
 
-        let uploading = upload::run(pack_queue, self.max_ahead, store);
-        let (chunked, packed, stored) = tokio::join!(chunking, packing, uploading);
+        let over = CancellationToken::new();
+        let uploading = async {
+            let _over = over.clone().drop_guard();
+            upload::run(pack_queue, self.max_ahead, self.spool, store).await
+        };
+        let making = async {
+            let (chunked, packed) = tokio::join!(chunking, packing);
+            let chunked = chunked.map(|chunked| chunked.map(Arc::new));
+            if let (Some(Ok(chunked)), Some(Ok(()))) = (&chunked, &packed) {
+                tokio::select! { () = over.cancelled() => {}, () = drained(chunked.clone()) => {} }
+            }
+            (chunked, packed)
+        };
+        let ((chunked, packed), stored) = tokio::join!(making, uploading);
         // The last stage first: when it fails, the earlier ones only know that it is gone.
         let packs = stored.map_err(PipelineError::Store)?;
         packed.ok_or(PipelineError::Thread("pack"))?.map_err(PipelineError::Pack)?;

@@ -1,5 +1,6 @@
 //! How far a backup is: counters that the stages write and one task reads, about once a second.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
@@ -19,6 +20,8 @@ pub enum Stage {
     Dumping,
     /// The source is through; packs are on their way.
     Uploading,
+    /// As [`Stage::Uploading`], and everything that is left is on disk: a restart loses nothing.
+    Spooled,
     /// The manifest is being written.
     Committing,
 }
@@ -28,6 +31,7 @@ impl Stage {
         match self {
             Self::Dumping => "dumping",
             Self::Uploading => "uploading",
+            Self::Spooled => "spooled",
             Self::Committing => "committing",
         }
     }
@@ -44,6 +48,8 @@ pub struct Meters {
     pub stored_bytes: AtomicU64,
     /// Packs that the coordinator calls stored.
     pub packs: AtomicU64,
+    /// Bytes that wait in the spool.
+    pub spooled_bytes: Arc<AtomicU64>,
     /// The source's own estimate, or the size of the backup before.
     pub expected_raw_bytes: AtomicU64,
     stage: AtomicU8,
@@ -60,6 +66,7 @@ impl Meters {
         match self.stage.load(Relaxed) {
             0 => Stage::Dumping,
             1 => Stage::Uploading,
+            2 => Stage::Spooled,
             _ => Stage::Committing,
         }
     }
@@ -74,6 +81,7 @@ impl Meters {
             stage: self.stage().as_str().to_owned(),
             expected_raw_bytes: self.expected_raw_bytes.load(Relaxed),
             log_line: String::new(),
+            spooled_bytes: self.spooled_bytes.load(Relaxed),
         }
     }
 }

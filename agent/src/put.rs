@@ -12,6 +12,7 @@ use http::header::{CONTENT_LENGTH, HOST};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use url::{Host, Url};
 
+use sealift_common::proxy::{Proxy, TCP_KEEPALIVE};
 use sealift_proto::v1;
 
 use crate::bandwidth::Limits;
@@ -53,8 +54,10 @@ pub enum Put {
 #[derive(Debug, thiserror::Error)]
 pub enum PutError {
     /// The client for S3 cannot be made from `[s3]`.
-    #[error("[s3] {key}: {problem}")]
+    #[error("[{section}] {key}: {problem}")]
     Config {
+        /// The section of the configuration.
+        section: &'static str,
         /// The key of the configuration.
         key: &'static str,
         /// What is wrong.
@@ -93,33 +96,49 @@ pub struct PutClient {
 }
 
 impl PutClient {
-    /// A client that trusts what `[s3]` says, under these limits.
+    /// A client that trusts what `[s3]` says and goes through `proxy` where that covers the store, under these limits.
     ///
     /// # Errors
     /// [`PutError::Config`], naming the key.
-    pub fn new(config: &S3, limits: Limits) -> Result<Self, PutError> {
+    pub fn new(config: &S3, proxy: Option<Proxy>, limits: Limits) -> Result<Self, PutError> {
         let mut builder = reqwest::Client::builder()
             .redirect(reqwest::redirect::Policy::none())
             .http1_only()
             .tcp_nodelay(true)
             .connect_timeout(CONNECT_TIMEOUT)
             .tcp_user_timeout(UNACKNOWLEDGED)
+            .tcp_keepalive(TCP_KEEPALIVE)
+            // What the environment says of proxies is in `proxy` already.
+            .no_proxy()
             .user_agent(concat!("sealift-agent/", env!("CARGO_PKG_VERSION")));
+        if let Some(proxy) = proxy {
+            builder = builder.proxy(through(proxy)?);
+        }
         if let Some(path) = &config.ca {
             let pem = read("ca", path.as_path())?;
-            let bad = |error: reqwest::Error| PutError::Config { key: "ca", problem: error.to_string() };
+            let bad = |error: reqwest::Error| PutError::Config {
+                section: "s3",
+                key: "ca",
+                problem: error.to_string(),
+            };
             builder = builder.tls_certs_only(reqwest::Certificate::from_pem_bundle(&pem).map_err(bad)?);
         }
         if let (Some(certificate), Some(key)) = (&config.client_certificate, &config.client_key) {
             let mut pem = zeroize::Zeroizing::new(read("client_certificate", certificate.as_path())?);
             pem.push(b'\n');
             pem.extend_from_slice(&zeroize::Zeroizing::new(read("client_key", key.as_path())?));
-            let bad =
-                |error: reqwest::Error| PutError::Config { key: "client_key", problem: error.to_string() };
+            let bad = |error: reqwest::Error| PutError::Config {
+                section: "s3",
+                key: "client_key",
+                problem: error.to_string(),
+            };
             builder = builder.identity(reqwest::Identity::from_pem(&pem).map_err(bad)?);
         }
-        let http =
-            builder.build().map_err(|error| PutError::Config { key: "ca", problem: describe(&error) })?;
+        let http = builder.build().map_err(|error| PutError::Config {
+            section: "s3",
+            key: "ca",
+            problem: describe(&error),
+        })?;
         Ok(Self { http, allow_plain_http: config.allow_plain_http, limits })
     }
 
@@ -146,6 +165,24 @@ impl PutClient {
         }
         Err(refusal(status, refusal_text(response).await))
     }
+}
+
+/// The proxy as the HTTP client wants it: a tunnel for what it covers, and for HTTPS only.
+fn through(proxy: Proxy) -> Result<reqwest::Proxy, PutError> {
+    let bad = |problem: String| PutError::Config { section: "proxy", key: "url", problem };
+    let address: Url = proxy.address().parse().map_err(|_| bad("it is no address".to_owned()))?;
+    let authorization = proxy.authorization().map(|value| HeaderValue::from_str(value.expose()));
+    let choose = move |url: &Url| {
+        let (host, port) = (url.host_str()?, url.port_or_known_default()?);
+        (url.scheme() == "https" && proxy.covers(host, port)).then(|| address.clone())
+    };
+    let mut chosen = reqwest::Proxy::custom(choose);
+    if let Some(authorization) = authorization {
+        let mut value = authorization.map_err(|_| bad("user or password cannot be sent".to_owned()))?;
+        value.set_sensitive(true);
+        chosen = chosen.custom_http_auth(value);
+    }
+    Ok(chosen)
 }
 
 /// What follows from an answer that is not a success.
@@ -240,6 +277,7 @@ fn is_loopback(url: &Url) -> bool {
 
 fn read(key: &'static str, path: &Path) -> Result<Vec<u8>, PutError> {
     let failed = |error: std::io::Error| PutError::Config {
+        section: "s3",
         key,
         problem: format!("cannot read {}: {error}", path.display()),
     };

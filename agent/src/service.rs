@@ -68,6 +68,9 @@ fn reload(agent: &Agent, path: &std::path::Path) {
             if config.state_dir.as_path() != agent.config().state_dir.as_path() {
                 tracing::warn!("state_dir has changed: that takes a restart");
             }
+            if config.spool.dir != agent.config().spool.dir {
+                tracing::warn!("[spool] dir has changed: that takes a restart");
+            }
             tracing::info!(sources = config.sources.len(), "read the configuration again");
             agent.config.send_replace(Arc::new(config));
         }

@@ -8,6 +8,7 @@
 //! | [`secret`] | values that must not be printed |
 //! | [`lifecycle`] | soft and hard stop, signals, readiness |
 //! | [`telemetry`] | logs and OTLP traces, the same in all three programs |
+//! | [`proxy`] | HTTPS proxies, and which hosts are reached without one |
 //! | [`tls`] | PEM files, pinned roots, client and server configurations |
 //! | [`format`] | the bytes in the bucket (docs/format.md), both directions |
 //! | [`crypto`] | keys, slots and signatures of the format |
@@ -19,6 +20,7 @@ pub mod format;
 pub mod id;
 pub mod lifecycle;
 pub mod name;
+pub mod proxy;
 pub mod restore;
 pub mod secret;
 pub mod telemetry;

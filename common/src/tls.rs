@@ -14,11 +14,11 @@ use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use tokio::net::TcpStream;
 use tonic::transport::{Channel, Endpoint, Uri};
 use url::Url;
 
 use crate::id::Sha256;
+use crate::proxy::{self, Proxy};
 
 /// How long a connection may take to be made, TLS included.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -249,6 +249,18 @@ impl ServerCertVerifier for PinnedCa {
 /// # Errors
 /// [`TlsError::Address`] where `coordinator` is no `https://` URL with a host.
 pub fn channel(coordinator: &Url, config: Arc<ClientConfig>) -> Result<Channel, TlsError> {
+    channel_through(coordinator, config, None)
+}
+
+/// As [`channel`], through a proxy where it covers that host.
+///
+/// # Errors
+/// As [`channel`].
+pub fn channel_through(
+    coordinator: &Url,
+    config: Arc<ClientConfig>,
+    proxy: Option<Proxy>,
+) -> Result<Channel, TlsError> {
     let bad = || TlsError::Address(coordinator.to_string());
     if coordinator.scheme() != "https" {
         return Err(bad());
@@ -261,9 +273,9 @@ pub fn channel(coordinator: &Url, config: Arc<ClientConfig>) -> Result<Channel, 
     let connector = tokio_rustls::TlsConnector::from(config);
     let connect = tower::service_fn(move |_: Uri| {
         let (connector, name, bare) = (connector.clone(), name.clone(), bare.clone());
+        let proxy = proxy.clone();
         async move {
-            let stream = TcpStream::connect((bare.as_str(), port)).await?;
-            stream.set_nodelay(true)?;
+            let stream = proxy::connect(&bare, port, proxy.as_ref()).await?;
             connector.connect(name, stream).await.map(TokioIo::new)
         }
     });

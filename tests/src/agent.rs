@@ -17,7 +17,7 @@ use crate::process::{Process, guarded, guarded_unprivileged, run, server_dir, se
 pub struct Agent {
     process: Option<Process>,
     name: String,
-    url: String,
+    coordinators: Vec<String>,
     dir: PathBuf,
     user: Option<String>,
     variables: BTreeMap<String, String>,
@@ -37,7 +37,13 @@ impl Agent {
             server_dir(&dir, user);
         }
         let variables = variables.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-        Self { process: None, name: name.to_owned(), url, dir, user: user.map(str::to_owned), variables }
+        let user = user.map(str::to_owned);
+        Self { process: None, name: name.to_owned(), coordinators: vec![url], dir, user, variables }
+    }
+
+    /// Other addresses of coordinators; for what is written and done from now on.
+    pub fn set_coordinators(&mut self, coordinators: Vec<String>) {
+        self.coordinators = coordinators;
     }
 
     /// Its name in the fleet.
@@ -75,8 +81,8 @@ impl Agent {
     #[track_caller]
     pub fn write_config(&self, sources: &str) {
         let config = format!(
-            "coordinators = [{:?}]\nstate_dir = {:?}\n\n{sources}\n",
-            self.url,
+            "coordinators = {:?}\nstate_dir = {:?}\n\n{sources}\n",
+            self.coordinators,
             self.dir.join("state").display().to_string()
         );
         let path = self.dir.join("agent.toml");
@@ -93,7 +99,11 @@ impl Agent {
         std::fs::set_permissions(&token_file, std::fs::Permissions::from_mode(0o600)).expect("mode");
         self.give(&token_file);
         let mut command = self.program();
-        command.args(["enroll", "--coordinator", &self.url, "--token-file"]).arg(&token_file);
+        command.arg("enroll");
+        for url in &self.coordinators {
+            command.args(["--coordinator", url]);
+        }
+        command.arg("--token-file").arg(&token_file);
         command.args(["--ca-sha256", token["ca_sha256"].as_str().expect("a fingerprint")]);
         for root in token["root_key_sha256"].as_array().expect("fingerprints") {
             command.args(["--root-key-sha256", root.as_str().expect("a fingerprint")]);

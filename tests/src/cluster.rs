@@ -371,6 +371,13 @@ impl Cluster {
         agent
     }
 
+    /// A host with a directory of its own, not enrolled yet.
+    #[track_caller]
+    pub fn host(&self, name: &str, variables: &[(&str, &str)]) -> Agent {
+        let dir = self.scratch.private_dir(&format!("agent-{name}"));
+        Agent::new(name, self.url(), dir, variables, None)
+    }
+
     /// Waits until an agent's session is open.
     #[track_caller]
     pub fn wait_until_connected(&self, name: &str) {
@@ -431,6 +438,9 @@ impl Cluster {
             text(&s3.bucket),
             text(&s3.prefix),
         );
+        if let Some(ca) = &s3.ca {
+            config += &format!("ca_file = {:?}\n", ca.display().to_string());
+        }
         if !s3.session_token.is_empty() {
             config += "session_token = \"${AWS_SESSION_TOKEN}\"\n";
         }

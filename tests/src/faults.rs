@@ -52,7 +52,7 @@ impl Feed {
         let scratch = Scratch::new("feed");
         let dir = scratch.path().display();
         let script = format!(
-            "#!/bin/sh\nset -e\ni=0\nwhile [ $i -lt {blocks} ]; do\n  dd if={dir}/data bs=4M skip=$i count=1 status=none\n  \
+            "#!/bin/sh\nset -e\necho >> {dir}/runs\ni=0\nwhile [ $i -lt {blocks} ]; do\n  dd if={dir}/data bs=4M skip=$i count=1 status=none\n  \
              i=$((i + 1))\n  echo $i > {dir}/progress.new\n  mv {dir}/progress.new {dir}/progress\ndone\n"
         );
         scratch.file("script", script, 0o700);
@@ -82,6 +82,11 @@ impl Feed {
     pub fn progress(&self) -> u64 {
         let text = std::fs::read_to_string(self.scratch.join("progress")).unwrap_or_default();
         text.trim().parse().unwrap_or(0)
+    }
+
+    /// How often the command was run.
+    pub fn runs(&self) -> usize {
+        std::fs::read_to_string(self.scratch.join("runs")).unwrap_or_default().lines().count()
     }
 
     /// How many blocks there are.

@@ -8,6 +8,7 @@
 //! | [`simulated`] | thousands of hosts in one process, real but for their dumps |
 //! | [`services`] | PostgreSQL, MariaDB and S3 servers that live as long as a test |
 //! | [`process`] | child processes that die with the test, and their logs |
+//! | [`network`] | slow lines, proxies, TLS in front of plain servers |
 //! | [`measure`] | time and memory of processes, for the benchmarks |
 //! | [`scratch`] | temporary directories: removed on success, kept and named on failure |
 //! | [`faults`] | moments to kill something at, and objects that are not what they were |
@@ -27,6 +28,7 @@ pub mod cluster;
 pub mod faults;
 pub mod generated;
 pub mod measure;
+pub mod network;
 pub mod process;
 pub mod scratch;
 pub mod services;

@@ -12,7 +12,7 @@ use tokio::sync::{Mutex, watch};
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Channel;
 
-use sealift_common::crypto::{KeyOwner, SeriesSecret};
+use sealift_common::crypto::{KeyOwner, Recipient, SeriesSecret};
 use sealift_common::format::pack::{BackupKeys, PackMeta};
 use sealift_common::id::{BackupId, RepositoryId, SeriesId, Sha256};
 use sealift_common::telemetry::inject_trace_parent;
@@ -51,6 +51,8 @@ pub struct Binding {
     pub connection: Connection,
     /// Id and keys of the backup.
     pub keys: Arc<BackupKeys>,
+    /// To whom it is sealed.
+    pub recipients: Vec<Recipient>,
     /// Goes into the manifest.
     pub session_nonce: [u8; 32],
     /// Of the manifest to be written.
@@ -231,6 +233,7 @@ impl Bindings {
         Ok(Binding {
             connection,
             keys: Arc::new(keys),
+            recipients,
             session_nonce,
             sequence: head.sequence,
             previous,

@@ -10,6 +10,7 @@ use crate::chunk::ChunkError;
 use crate::put::PutError;
 use crate::session::error::CallError;
 use crate::source::{SourceError, whole_chain};
+use crate::spool::SpoolError;
 use crate::state::dir::StateError;
 use crate::state::journal::Failure;
 use crate::state::trust::TrustKeeperError;
@@ -72,6 +73,9 @@ pub enum AttemptError {
     /// State directory.
     #[error(transparent)]
     State(StateError),
+    /// What waited in the spool.
+    #[error("what was read from the source is lost: the next attempt reads it again")]
+    Spool(#[source] SpoolError),
     /// A pack or manifest could not be built.
     #[error("cannot build {what}: {problem}")]
     Build {
@@ -111,6 +115,16 @@ impl AttemptError {
         }
     }
 
+    /// Whether what waits in the spool is as good as before: the line or the store was at fault.
+    pub fn leaves_spool_good(&self) -> bool {
+        match self {
+            Self::StoreAway { .. } | Self::AgentStops | Self::TooLong(_) => true,
+            Self::Call { source, .. } => matches!(source, CallError::Away(_)),
+            Self::Put(error) => matches!(error, PutError::Away(_) | PutError::Signature { .. }),
+            _ => false,
+        }
+    }
+
     fn is_retryable(&self) -> bool {
         match self {
             Self::Source(source) => source.is_retryable(),
@@ -120,6 +134,7 @@ impl AttemptError {
             | Self::StoreAway { .. }
             | Self::PacksGone(_)
             | Self::State(_)
+            | Self::Spool(_)
             | Self::TooLong(_)
             | Self::AgentStops
             | Self::Answer { .. } => true,

@@ -15,23 +15,17 @@ use sealift_proto::v1::prepare_request::Part;
 
 use super::begin::{Binding, client};
 use super::failure::AttemptError;
-use super::indexes::KnownPacks;
-use super::job::Job;
 use super::manifest::Plan;
 use super::patience::{Patience, StorePatience};
-use super::run::Read;
 use super::store::PackStore;
 use crate::put::PutError;
 use crate::session::error::CallError;
 use crate::session::link::Connection;
-use crate::source::StreamKind;
-use crate::state::series::{Epoch, Head};
+use crate::state::series::Head;
 
 const CALL_TIMEOUT: Duration = Duration::from_secs(300);
 /// Bytes of the public part per message.
 const PIECE: usize = 1024 * 1024;
-/// Longest warning that is sent, in characters.
-const MAX_WARNING: usize = 500;
 /// Sessions under which the manifest is sealed anew before the attempt gives up.
 const MOST_SEALINGS: u32 = 20;
 
@@ -50,15 +44,8 @@ pub struct Finished {
 ///
 /// # Errors
 /// [`AttemptError`]: there is no backup, or it is the coordinator's to find out.
-pub async fn finish(
-    store: &PackStore,
-    job: &Job,
-    epoch: &Epoch,
-    known: &KnownPacks,
-    read: &Read,
-) -> Result<Finished, AttemptError> {
-    let identity = store.agent.identity.current();
-    let plan = Arc::new(Plan::new(job, epoch, &identity, known, read));
+pub async fn finish(store: &PackStore, plan: Plan) -> Result<Finished, AttemptError> {
+    let plan = Arc::new(plan);
     for _ in 0..MOST_SEALINGS {
         let binding = store.bindings.current().await?;
         let gone = plan.packs_gone(&binding);
@@ -66,7 +53,7 @@ pub async fn finish(
             return Err(AttemptError::PacksGone(gone));
         }
         let manifest = seal(store, &plan, &binding).await?;
-        let writing = Writing { store, binding: &binding, manifest: &manifest, read };
+        let writing = Writing { store, binding: &binding, manifest: &manifest, plan: &plan };
         if writing.write().await? == Written::Exists {
             let head = Head { sequence: binding.sequence, manifest: manifest.sha256 };
             return Ok(Finished { backup: binding.backup(), head, partial: plan.is_partial() });
@@ -82,8 +69,7 @@ async fn seal(
 ) -> Result<Arc<ManifestObject>, AttemptError> {
     let (plan, binding) = (plan.clone(), binding.clone());
     let (identity, random) = (store.agent.identity.current(), store.agent.random.clone());
-    let now = store.agent.clock.now();
-    tokio::task::spawn_blocking(move || plan.seal(&binding, &identity, now, &random))
+    tokio::task::spawn_blocking(move || plan.seal(&binding, &identity, &random))
         .await
         .map_err(|error| AttemptError::Build { what: "the manifest", problem: error.to_string() })?
         .map(Arc::new)
@@ -102,20 +88,20 @@ struct Writing<'a> {
     store: &'a PackStore,
     binding: &'a Binding,
     manifest: &'a ManifestObject,
-    read: &'a Read,
+    plan: &'a Plan,
 }
 
 impl Writing<'_> {
     async fn write(&self) -> Result<Written, AttemptError> {
         let agent = &self.store.agent;
         let mut patience = Patience::new(agent, "commit the backup");
-        let mut store_patience = StorePatience::new(agent, self.store.store_timeout);
+        let mut store_patience = StorePatience::new(agent);
         let mut link = agent.link.clone();
         loop {
             let connection = link.connected().await.ok_or(AttemptError::AgentStops)?;
             match self.write_once(&connection).await {
                 Ok(()) => return Ok(Written::Exists),
-                Err(WriteError::Put(error)) => store_patience.wait(error).await?,
+                Err(WriteError::Put(error)) => store_patience.wait(error, self.store.store_timeout()).await?,
                 Err(WriteError::Call(status)) => {
                     let moved = connection.number != self.binding.connection.number;
                     if moved && !matches!(CallError::from(status.clone()), CallError::Away(_)) {
@@ -155,19 +141,11 @@ impl Writing<'_> {
     }
 
     fn head(&self) -> v1::PrepareHead {
-        let (manifest, chunked) = (self.manifest, &self.read.streamed.chunked);
-        let warning = |warning: &crate::source::Warning| {
-            format!("{}: {}", warning.item, warning.problem).chars().take(MAX_WARNING).collect()
-        };
-        let stream = |stream: &crate::chunk::StreamRecord| v1::StreamInfo {
-            name: stream.head.name.clone(),
-            kind: match stream.head.kind {
-                StreamKind::Dump => "dump",
-                StreamKind::PaxTar => "pax-tar",
-                StreamKind::Catalog => "catalog",
-            }
-            .to_owned(),
-            raw_bytes: stream.raw_len,
+        let (manifest, report) = (self.manifest, &self.plan.report);
+        let stream = |(name, kind, raw_bytes): &(String, String, u64)| v1::StreamInfo {
+            name: name.clone(),
+            kind: kind.clone(),
+            raw_bytes: *raw_bytes,
         };
         v1::PrepareHead {
             attempt: Some(self.store.bindings.attempt().to_wire()),
@@ -178,12 +156,12 @@ impl Writing<'_> {
             manifest_sha256: manifest.sha256.to_vec(),
             manifest_size: manifest.bytes.len() as u64,
             public_sha256: manifest.public_sha256.to_vec(),
-            warnings: chunked.warnings.iter().map(warning).collect(),
-            warnings_omitted: chunked.warnings_omitted,
-            streams: chunked.streams.iter().map(stream).collect(),
-            tool_version: self.read.summary.tool_version.clone(),
-            server_version: self.read.summary.server_version.clone(),
-            new_raw_bytes: self.store.meters.new_raw_bytes.load(std::sync::atomic::Ordering::Relaxed),
+            warnings: report.warnings.clone(),
+            warnings_omitted: report.warnings_omitted,
+            streams: report.streams.iter().map(stream).collect(),
+            tool_version: report.tool_version.clone(),
+            server_version: report.server_version.clone(),
+            new_raw_bytes: report.new_raw_bytes,
         }
     }
 }

@@ -3,11 +3,14 @@
 use std::num::NonZeroU64;
 use std::time::Duration;
 
+use sealift_common::clock::UnixMillis;
 use sealift_common::id::SeriesId;
 use sealift_proto::v1;
 
+use super::spooled::time_left;
 use crate::config::{Config, Source};
 use crate::state::journal::AttemptRef;
+use crate::state::waiting::{Ticket, TicketLimits};
 
 /// What one attempt is to do.
 #[derive(Debug, Clone)]
@@ -52,9 +55,33 @@ impl Job {
         })?;
         Ok(Self { attempt, series, source, limits: Limits::of(&offer.limits.unwrap_or_default(), config) })
     }
+
+    /// The job that an earlier process of this agent left in the spool; `None` where the source is not configured any more.
+    pub fn taken_up(ticket: &Ticket, config: &Config, now: UnixMillis) -> Option<Self> {
+        let millis = Duration::from_millis;
+        let limits = Limits {
+            bandwidth: NonZeroU64::new(ticket.limits.bandwidth_bytes_per_s),
+            stall_timeout: millis(ticket.limits.stall_timeout_ms),
+            max_duration: time_left(millis(ticket.limits.max_duration_ms), ticket.started, now),
+            compression_level: ticket.limits.compression_level,
+        };
+        let source = config.source(ticket.source.as_str())?.clone();
+        Some(Self { attempt: ticket.attempt, series: ticket.series, source, limits })
+    }
 }
 
 impl Limits {
+    /// As the spool's ticket keeps them.
+    pub fn to_ticket(&self) -> TicketLimits {
+        let millis = |span: Duration| u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
+        TicketLimits {
+            bandwidth_bytes_per_s: self.bandwidth.map_or(0, NonZeroU64::get),
+            stall_timeout_ms: millis(self.stall_timeout),
+            max_duration_ms: millis(self.max_duration),
+            compression_level: self.compression_level,
+        }
+    }
+
     fn of(offered: &v1::Limits, config: &Config) -> Self {
         let or = |ms: u64, own: Duration| if ms == 0 { own } else { Duration::from_millis(ms) };
         Self {

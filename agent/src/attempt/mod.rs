@@ -2,7 +2,8 @@
 //!
 //! [`Attempts`] is the registry that the session talks to. Each attempt is a task of its own ([`run`]) which does not care
 //! whether the session that offered it is still there. An attempt is in the journal before it starts and leaves it when the
-//! coordinator knows how it ended.
+//! coordinator knows how it ended. One whose source is through and whose packs wait in the spool ([`spooled`]) goes on in
+//! the next process; any other that a process leaves behind was interrupted.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -32,6 +33,7 @@ mod patience;
 mod report;
 mod run;
 mod source_test;
+mod spooled;
 pub mod stop;
 mod store;
 
@@ -51,17 +53,37 @@ pub struct Attempts {
     running: Mutex<HashMap<Name, Running>>,
     count: watch::Sender<usize>,
     interrupted: Mutex<Vec<Entry>>,
+    resumable: Mutex<Vec<(Job, Entry)>>,
 }
 
 impl Attempts {
-    /// The registry; what the journal still holds was interrupted.
+    /// The registry; what the journal still holds was interrupted, or waits in the spool.
     ///
     /// # Errors
     /// [`StateError`](crate::state::dir::StateError) where the journal cannot be read.
     pub fn new(agent: Arc<Agent>, lifecycle: Lifecycle) -> Result<Arc<Self>, crate::state::dir::StateError> {
-        let interrupted = agent.journal().entries()?;
-        for entry in &interrupted {
-            tracing::warn!(attempt = %entry.attempt, source = entry.source, "was interrupted");
+        let (mut interrupted, mut resumable) = (Vec::new(), Vec::new());
+        let tickets = agent.tickets().all()?;
+        if let Some(spool) = &agent.spool {
+            let wanted: Vec<_> = tickets.iter().map(|ticket| ticket.folder.clone()).collect();
+            if let Err(error) = spool.sweep(&wanted) {
+                tracing::warn!(error = crate::source::whole_chain(&error), "cannot tidy the spool");
+            }
+        }
+        for entry in agent.journal().entries()? {
+            let ticket = tickets.iter().find(|t| t.attempt == entry.attempt && entry.failure.is_none());
+            match ticket.and_then(|ticket| Job::taken_up(ticket, &agent.config(), agent.clock.now())) {
+                Some(job) => resumable.push((job, entry)),
+                None => {
+                    tracing::warn!(attempt = %entry.attempt, source = entry.source, "was interrupted");
+                    interrupted.push(entry);
+                }
+            }
+        }
+        for ticket in &tickets {
+            if !resumable.iter().any(|(job, _)| job.attempt == ticket.attempt) {
+                tokio::spawn(spooled::expire(agent.clone(), ticket.series));
+            }
         }
         Ok(Arc::new(Self {
             agent,
@@ -70,7 +92,19 @@ impl Attempts {
             running: Mutex::default(),
             count: watch::Sender::new(0),
             interrupted: Mutex::new(interrupted),
+            resumable: Mutex::new(resumable),
         }))
+    }
+
+    /// Goes on with what an earlier process left in the spool. Call it before the first session: Hello then says that these
+    /// attempts are alive.
+    pub fn resume(self: &Arc<Self>) {
+        let resumable = std::mem::take(&mut *self.resumable.lock().unwrap_or_else(PoisonError::into_inner));
+        for (job, entry) in resumable {
+            tracing::info!(attempt = %job.attempt, source = %job.source.name, "taking up a backup from the spool");
+            let span = tracing::info_span!("attempt", attempt = %job.attempt, source = %job.source.name);
+            self.start(&mut self.running(), job, entry, span);
+        }
     }
 
     /// Whether nothing runs and everything is reported.
@@ -129,30 +163,42 @@ impl Attempts {
             failure: None,
         };
         self.agent.journal().record(&entry).map_err(full)?;
+        let span = tracing::info_span!("attempt", attempt = %job.attempt, source = %job.source.name);
+        telemetry::set_trace_parent(&span, &trace_parent);
+        self.start(&mut running, job, entry, span);
+        Ok(())
+    }
+
+    fn start(
+        self: &Arc<Self>,
+        running: &mut HashMap<Name, Running>,
+        job: Job,
+        entry: Entry,
+        span: tracing::Span,
+    ) {
         let stop = Stop::default();
         running.insert(job.source.name.clone(), Running { attempt: job.attempt, stop: stop.clone() });
         self.count.send_replace(running.len());
-        drop(running);
-
-        let span = tracing::info_span!("attempt", attempt = %job.attempt, source = %job.source.name);
-        telemetry::set_trace_parent(&span, &trace_parent);
         let this = self.clone();
         self.tracker.spawn(async move { this.work(job, entry, stop).await }.instrument(span));
-        Ok(())
     }
 
     async fn work(&self, job: Job, mut entry: Entry, stop: Stop) {
         let name = job.source.name.clone();
         let outcome = run::run(&self.agent, &job, &stop, &self.lifecycle).await;
-        if let run::Outcome::Failed(failure) = outcome {
+        if let run::Outcome::Failed(failure) = &outcome {
             entry.failure = Some(failure.clone());
             if let Err(error) = self.agent.journal().record(&entry) {
                 tracing::error!(%error, "cannot note the failure; it is reported while this process lives");
             }
-            report::deliver(&self.agent, job.attempt, &failure).await;
+            report::deliver(&self.agent, job.attempt, failure).await;
         }
-        if let Err(error) = self.agent.journal().forget(job.attempt) {
-            tracing::error!(%error, "cannot forget an attempt that is over");
+        if !matches!(outcome, run::Outcome::Suspended) {
+            if let Err(error) = self.agent.journal().forget(job.attempt) {
+                tracing::error!(%error, "cannot forget an attempt that is over");
+            }
+            // What still waits in the spool is for the next attempt of this run, if there is one.
+            tokio::spawn(spooled::expire(self.agent.clone(), job.series));
         }
         // An idle agent is to be small: what the dump took goes back to the system.
         service::return_memory();

@@ -63,27 +63,26 @@ const MOST_SIGNATURES: u32 = 4;
 #[derive(Debug)]
 pub struct StorePatience {
     backoff: Backoff,
-    timeout: Duration,
     away_since: Option<Instant>,
     signatures: u32,
 }
 
 impl StorePatience {
-    /// For an object that may wait `timeout` for a store that is away.
-    pub fn new(agent: &Agent, timeout: Duration) -> Self {
+    /// For an object that was not tried yet.
+    pub fn new(agent: &Agent) -> Self {
         let backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT, agent.random.clone());
-        Self { backoff, timeout, away_since: None, signatures: 0 }
+        Self { backoff, away_since: None, signatures: 0 }
     }
 
-    /// Waits before the next try.
+    /// Waits before the next try; a store may be away for `timeout`.
     ///
     /// # Errors
     /// [`AttemptError`] where no further try makes sense.
-    pub async fn wait(&mut self, error: PutError) -> Result<(), AttemptError> {
+    pub async fn wait(&mut self, error: PutError, timeout: Duration) -> Result<(), AttemptError> {
         match &error {
             PutError::Away(last) => {
                 let since = *self.away_since.get_or_insert_with(Instant::now);
-                if since.elapsed() > self.timeout {
+                if since.elapsed() > timeout {
                     return Err(AttemptError::StoreAway { after: since.elapsed(), last: last.clone() });
                 }
             }

@@ -1,10 +1,11 @@
 //! One attempt from offer to commit.
 
+use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::Instrument;
@@ -17,16 +18,20 @@ use super::failure::AttemptError;
 use super::finish::{self, Finished};
 use super::indexes;
 use super::job::Job;
+use super::manifest::{Draft, Plan, ReadOut};
+use super::spooled::{self, Spooling};
 use super::stop::{Stop, StopReason};
-use super::store::{PackStore, StoredPack};
+use super::store::PackStore;
 use crate::agent::Agent;
 use crate::bandwidth::{Bandwidth, Limits};
-use crate::chunk::ChunkError;
+use crate::chunk::{ChunkError, Chunked};
 use crate::dedup::ChunkTable;
+use crate::pack::StoredPack;
 use crate::pipeline::{Pipeline, PipelineError, Streamed};
 use crate::progress::{self, Meters, Stage};
-use crate::put::PutClient;
+use crate::put::{PutClient, PutError};
 use crate::source::{self, EVENTS_AHEAD, SourceEnv, SourceError, SourceEvent, SourceSummary, whole_chain};
+use crate::spool::folder::Folder;
 use crate::state::index_cache::IndexCache;
 use crate::state::journal::Failure;
 use crate::state::series::{Epoch, Series};
@@ -43,9 +48,12 @@ pub enum Outcome {
     Failed(Failure),
     /// There is none, and the coordinator knows.
     TakenAway,
+    /// The next process of this agent goes on with it.
+    Suspended,
 }
 
-/// Works on `job` until it is committed, failed or stopped.
+/// Works on `job` until it is committed, failed or stopped. What waits in the spool stays where another attempt, or the
+/// next process, can go on with it.
 pub async fn run(agent: &Arc<Agent>, job: &Job, stop: &Stop, lifecycle: &Lifecycle) -> Outcome {
     let meters = Arc::new(Meters::default());
     let stopping = async {
@@ -80,14 +88,32 @@ pub async fn run(agent: &Arc<Agent>, job: &Job, stop: &Stop, lifecycle: &Lifecyc
             );
             Outcome::Committed
         }
+        Err(AttemptError::AgentStops) if meters.stage() == Stage::Spooled => {
+            tracing::info!("the backup waits in the spool for the next start");
+            Outcome::Suspended
+        }
         Err(error) => {
             tracing::error!(error = whole_chain(&error), "backup failed");
+            if !error.leaves_spool_good() {
+                spooled::discard(agent, job.series);
+            }
             Outcome::Failed(error.to_failure())
         }
     }
 }
 
 async fn backup(agent: &Arc<Agent>, job: &Job, meters: &Arc<Meters>) -> Result<Finished, AttemptError> {
+    match spooled::take_up(agent, job, meters).await? {
+        Some(waiting) => spooled::finish(agent, job, meters, waiting).await,
+        None => read_and_store(agent, job, meters).await,
+    }
+}
+
+async fn read_and_store(
+    agent: &Arc<Agent>,
+    job: &Job,
+    meters: &Arc<Meters>,
+) -> Result<Finished, AttemptError> {
     let mut series = load_series(agent, job)?;
     let mut reader = Reader::start(agent, job)?;
     let epoch = choose_epoch(agent, job, &mut series, &mut reader).await?;
@@ -98,19 +124,63 @@ async fn backup(agent: &Arc<Agent>, job: &Job, meters: &Arc<Meters>) -> Result<F
     let cache = IndexCache::new(agent.state.clone(), job.series);
     let (table, known) = indexes::fill(agent, &bindings, &binding, &cache).await?;
 
-    let store = PackStore {
-        agent: agent.clone(),
-        bindings: bindings.clone(),
-        put: put_client(agent, job)?,
-        cache,
-        meters: meters.clone(),
-        store_timeout: job.limits.stall_timeout,
+    let spooling = Spooling::begin(agent, job, &binding, meters)?;
+    let store = pack_store(agent, job, meters, bindings, spooling.as_ref().map(Spooling::folder))?;
+    let draft = |new_packs, chunked: &Chunked, summary: &SourceSummary| {
+        let read = ReadOut {
+            chunked,
+            summary,
+            new_raw_bytes: meters.new_raw_bytes.load(Relaxed),
+            read_at: agent.clock.now(),
+        };
+        Draft::new(job, &epoch, &agent.identity.current(), &known, new_packs, read)
     };
-    let read = read(job, &epoch, &binding, &bindings, table, reader, &store).await?;
+    let settle = async |chunked: Arc<Chunked>, summary: SourceSummary| {
+        if let Some(spooling) = &spooling
+            && check_size(&binding, meters.raw_bytes.load(Relaxed)).is_ok()
+        {
+            spooling.settle_if_slow(|new_packs| draft(new_packs, &chunked, &summary)).await;
+        }
+    };
+    let read = read(job, &epoch, &binding, table, reader, &store, settle).await?;
     check_size(&binding, meters.raw_bytes.load(Relaxed))?;
-    meters.enter(Stage::Committing);
-    let finished = finish::finish(&store, job, &epoch, &known, &read).await?;
-    remember(agent, series, &finished, meters.raw_bytes.load(Relaxed));
+    let stored = &read.streamed.packs;
+    let new_packs = stored.iter().map(|pack| pack.raw_len).collect();
+    let plan = draft(new_packs, &read.streamed.chunked, &read.summary).into_plan(stored)?;
+    conclude(&store, series, plan).await
+}
+
+/// What stores the packs of this attempt.
+pub fn pack_store(
+    agent: &Arc<Agent>,
+    job: &Job,
+    meters: &Arc<Meters>,
+    bindings: Arc<Bindings>,
+    folder: Option<Arc<Folder>>,
+) -> Result<PackStore, AttemptError> {
+    Ok(PackStore {
+        agent: agent.clone(),
+        bindings,
+        put: put_client(agent, job)?,
+        cache: IndexCache::new(agent.state.clone(), job.series),
+        meters: meters.clone(),
+        limits: job.limits.clone(),
+        folder,
+    })
+}
+
+/// Everything is stored: the manifest makes it a backup. Nothing has to wait in the spool any more.
+pub async fn conclude(store: &PackStore, mut series: Series, plan: Plan) -> Result<Finished, AttemptError> {
+    let agent = &store.agent;
+    store.meters.enter(Stage::Committing);
+    series.raw_bytes = plan.report.raw_bytes;
+    let finished = finish::finish(store, plan).await?;
+    spooled::discard(agent, series.id);
+    // The backup exists whether this succeeds or not.
+    series.head = Some(finished.head);
+    if let Err(error) = agent.series().save(&series) {
+        tracing::error!(%error, "cannot note the new manifest");
+    }
     Ok(finished)
 }
 
@@ -146,7 +216,15 @@ fn put_client(agent: &Agent, job: &Job) -> Result<PutClient, AttemptError> {
     let config = agent.config();
     let host = agent.bandwidth.get(config.upload.bandwidth().and_then(std::num::NonZeroU64::new));
     let policy = job.limits.bandwidth.map(|rate| Arc::new(Bandwidth::new(rate)));
-    PutClient::new(&config.s3, Limits::new(host.into_iter().chain(policy))).map_err(AttemptError::Put)
+    let unusable = |error| {
+        AttemptError::Put(PutError::Config {
+            section: "proxy",
+            key: "password",
+            problem: whole_chain(&error),
+        })
+    };
+    let proxy = agent.proxy().map_err(unusable)?;
+    PutClient::new(&config.s3, proxy, Limits::new(host.into_iter().chain(policy))).map_err(AttemptError::Put)
 }
 
 /// What was read from the source, and where it went.
@@ -158,29 +236,40 @@ pub struct Read {
     pub summary: SourceSummary,
 }
 
-/// Reads the source to its end, through the pipeline, into the store.
-async fn read(
+/// Reads the source to its end, through the pipeline, into the store. `settle` is called when everything is read.
+async fn read<S>(
     job: &Job,
     epoch: &Epoch,
     binding: &Binding,
-    bindings: &Bindings,
     table: ChunkTable,
     reader: Reader,
     store: &PackStore,
-) -> Result<Read, AttemptError> {
+    settle: impl FnOnce(Arc<Chunked>, SourceSummary) -> S,
+) -> Result<Read, AttemptError>
+where
+    S: Future<Output = ()>,
+{
     let pipeline = Pipeline {
         chunker: Chunker::new(&epoch.secret, job.series, epoch.class),
         table,
-        keys: bindings.keys()?,
+        keys: store.bindings.keys()?,
         compression_level: job.limits.compression_level,
         stall_timeout: job.limits.stall_timeout,
         max_ahead: binding.max_ahead,
         meters: store.meters.clone(),
         random: store.agent.random.clone(),
+        spool: store.folder.clone(),
+    };
+    let (through, summary) = oneshot::channel();
+    let drained = async |chunked: Arc<Chunked>| {
+        // Dropped where the source failed: then nothing of this is used.
+        if let Ok(summary) = summary.await {
+            settle(chunked, summary).await;
+        }
     };
     let Reader { events, first, cancel, task } = reader;
     let piping = async {
-        let piped = pipeline.run(first, events, |pack| store.store(pack)).await;
+        let piped = pipeline.run(first, events, |outgoing| store.store(outgoing), drained).await;
         if piped.is_err() {
             cancel.cancel();
         }
@@ -191,7 +280,11 @@ async fn read(
             // Only consequences: the pipeline knows why.
             Ok(Err(error @ (SourceError::Cancelled | SourceError::Closed))) => Ok(Err(error)),
             Ok(Err(error)) => Err(AttemptError::Source(error)),
-            Ok(Ok(summary)) => Ok(Ok(summary)),
+            Ok(Ok(summary)) => {
+                // Nobody waits where everything is stored already.
+                let _ = through.send(summary.clone());
+                Ok(Ok(summary))
+            }
             Err(error) => {
                 Err(AttemptError::Build { what: "the source's streams", problem: error.to_string() })
             }
@@ -216,15 +309,6 @@ fn check_size(binding: &Binding, raw_bytes: u64) -> Result<(), AttemptError> {
         return Err(AttemptError::ShrunkToNothing { previous_raw_bytes });
     }
     Ok(())
-}
-
-/// Notes the new manifest. The backup exists whether this succeeds or not.
-fn remember(agent: &Agent, mut series: Series, finished: &Finished, raw_bytes: u64) {
-    series.head = Some(finished.head);
-    series.raw_bytes = raw_bytes;
-    if let Err(error) = agent.series().save(&series) {
-        tracing::error!(%error, "cannot note the new manifest");
-    }
 }
 
 /// The source at work. Dropping it ends the source with all its children.

@@ -7,31 +7,24 @@ use std::time::Duration;
 
 use tracing::Instrument;
 
-use sealift_common::format::pack::{Pack, PackMeta};
+use sealift_common::format::pack::Pack;
 use sealift_common::id::BackupId;
 use sealift_proto::v1;
 
 use super::begin::{Binding, Bindings};
 use super::failure::AttemptError;
+use super::job::Limits;
 use super::patience::{Patience, StorePatience};
 use crate::agent::Agent;
-use crate::pack::ReadyPack;
-use crate::progress::Meters;
+use crate::pack::{ReadyPack, StoredPack};
+use crate::progress::{Meters, Stage};
 use crate::put::{Put, PutClient, PutError};
+use crate::source::whole_chain;
+use crate::spool::folder::Folder;
 use crate::state::index_cache::IndexCache;
+use crate::upload::Outgoing;
 
 const CALL_TIMEOUT: Duration = Duration::from_secs(60);
-
-/// A new pack that is stored.
-#[derive(Debug, Clone, Copy)]
-pub struct StoredPack {
-    /// Hash and lengths.
-    pub meta: PackMeta,
-    /// The backup it is sealed for (an earlier one of this attempt where the session was lost after it).
-    pub origin: BackupId,
-    /// Raw bytes in it.
-    pub raw_len: u64,
-}
 
 /// Stores packs for one attempt.
 #[derive(Debug)]
@@ -46,8 +39,10 @@ pub struct PackStore {
     pub cache: IndexCache,
     /// Counters.
     pub meters: Arc<Meters>,
-    /// How long the store may be away.
-    pub store_timeout: Duration,
+    /// What the attempt may take.
+    pub limits: Limits,
+    /// Where packs wait for a slow store.
+    pub folder: Option<Arc<Folder>>,
 }
 
 /// How waiting goes for one pack.
@@ -59,16 +54,19 @@ struct Tries {
 }
 
 impl PackStore {
-    /// Stores one pack; its memory is free when this returns.
+    /// Stores one pack; its memory is free when this returns, and so is its place in the spool.
     ///
     /// # Errors
     /// [`AttemptError`] where the attempt is over.
-    pub async fn store(&self, ready: ReadyPack) -> Result<StoredPack, AttemptError> {
-        let ReadyPack { pack, permit: _memory } = ready;
-        let mut pack = Arc::new(pack);
+    pub async fn store(&self, outgoing: Outgoing) -> Result<StoredPack, AttemptError> {
+        let Outgoing { number, ready } = outgoing;
+        let ReadyPack { mut pack, permit: _memory } = match ready {
+            Some(ready) => ready,
+            None => self.load(number).await?,
+        };
         let mut tries = Tries {
             coordinator: Patience::new(&self.agent, "store a pack"),
-            store: StorePatience::new(&self.agent, self.store_timeout),
+            store: StorePatience::new(&self.agent),
             written_for: None,
         };
         loop {
@@ -83,7 +81,25 @@ impl PackStore {
                 break;
             }
         }
-        self.is_stored(pack).await
+        self.is_stored(number, pack).await
+    }
+
+    /// How long the store may be away: once the source is through, nothing is held open for it.
+    pub fn store_timeout(&self) -> Duration {
+        match self.meters.stage() {
+            Stage::Dumping | Stage::Uploading => self.limits.stall_timeout,
+            Stage::Spooled | Stage::Committing => self.limits.stall_timeout.max(self.limits.max_duration),
+        }
+    }
+
+    async fn load(&self, number: u32) -> Result<ReadyPack, AttemptError> {
+        let nowhere = || AttemptError::Build { what: "a pack", problem: "it waits in no spool".to_owned() };
+        let folder = self.folder.clone().ok_or_else(nowhere)?;
+        let pack = tokio::task::spawn_blocking(move || folder.load(number))
+            .await
+            .map_err(|error| AttemptError::Build { what: "a pack", problem: error.to_string() })?
+            .map_err(AttemptError::Spool)?;
+        Ok(ReadyPack { pack: Arc::new(pack), permit: None })
     }
 
     async fn reseal(&self, pack: Arc<Pack>, binding: &Binding) -> Result<Arc<Pack>, AttemptError> {
@@ -113,7 +129,7 @@ impl PackStore {
             };
             match self.put(&signed, pack).await {
                 Ok(_) => tries.written_for = Some(binding.backup()),
-                Err(error) => return tries.store.wait(error).await.map(|()| false),
+                Err(error) => return tries.store.wait(error, self.store_timeout()).await.map(|()| false),
             }
         }
         match self.confirm(binding, pack).await {
@@ -159,7 +175,7 @@ impl PackStore {
         Ok(())
     }
 
-    async fn is_stored(&self, pack: Arc<Pack>) -> Result<StoredPack, AttemptError> {
+    async fn is_stored(&self, number: u32, pack: Arc<Pack>) -> Result<StoredPack, AttemptError> {
         let meta = *pack.meta();
         self.meters.stored_bytes.fetch_add(meta.size, Relaxed);
         self.meters.packs.fetch_add(1, Relaxed);
@@ -168,6 +184,15 @@ impl PackStore {
         let kept = tokio::task::spawn_blocking(move || cache.store(meta.sha256, pack.chunks())).await;
         if let Ok(Err(error)) = kept {
             tracing::warn!(%error, "a chunk index is not cached: the next backup reads it from the store");
+        }
+        if let Some(folder) = self.folder.clone() {
+            let noted = tokio::task::spawn_blocking(move || folder.stored(number, stored)).await;
+            if let Ok(Err(error)) = noted {
+                tracing::warn!(
+                    error = whole_chain(&error),
+                    "after a restart a pack would be stored once more"
+                );
+            }
         }
         Ok(stored)
     }

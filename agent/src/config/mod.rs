@@ -43,8 +43,12 @@ pub struct Config {
     pub sources: Vec<Source>,
     /// TLS towards S3.
     pub s3: sections::S3,
+    /// The way out, where there is a proxy.
+    pub proxy: sections::Proxy,
     /// Limits of uploading.
     pub upload: sections::Upload,
+    /// Where packs wait for a slow store.
+    pub spool: sections::Spool,
     /// Limits and compression of a backup.
     pub backup: sections::Backup,
     /// Priorities.
@@ -67,7 +71,11 @@ struct Sections {
     #[serde(default)]
     s3: sections::S3,
     #[serde(default)]
+    proxy: sections::Proxy,
+    #[serde(default)]
     upload: sections::Upload,
+    #[serde(default)]
+    spool: sections::Spool,
     #[serde(default)]
     backup: sections::Backup,
     #[serde(default)]
@@ -106,6 +114,12 @@ impl Config {
         if let Some(problem) = sections.s3.problem() {
             return Err(whole(problem));
         }
+        if let Some(problem) = sections.proxy.problem() {
+            return Err(whole(&problem));
+        }
+        if sections.proxy.holds_literal_secret() {
+            main.require_private()?;
+        }
         for path in source_files(path)? {
             let file = ConfigFile::read(&path, &mut warnings)?;
             let mut document = Document::parse(&path, &file.text, environment)?;
@@ -116,8 +130,22 @@ impl Config {
         if let Some(problem) = find_conflict(&sources) {
             return Err(whole(&problem));
         }
-        let Sections { coordinators, state_dir, s3, upload, backup, process, log, telemetry } = sections;
-        Ok(Self { coordinators, state_dir, sources, s3, upload, backup, process, log, telemetry, warnings })
+        let Sections { coordinators, state_dir, s3, proxy, upload, spool, backup, process, log, telemetry } =
+            sections;
+        Ok(Self {
+            coordinators,
+            state_dir,
+            sources,
+            s3,
+            proxy,
+            upload,
+            spool,
+            backup,
+            process,
+            log,
+            telemetry,
+            warnings,
+        })
     }
 
     /// The source of that name.
@@ -162,16 +190,18 @@ impl ConfigFile {
         let tables = document.take_sources()?;
         let sources: Vec<_> =
             tables.into_iter().map(|table| Source::read(document, table)).collect::<Result<_, _>>()?;
-        if self.mode & 0o077 != 0 && sources.iter().any(Source::holds_literal_secret) {
-            let problem = "holds a secret: refer to it as ${VAR}, file:/path or credential:name, or";
-            return Err(ConfigError::Permissions {
-                path: self.path.clone(),
-                mode: self.mode,
-                problem,
-                wanted: "0600",
-            });
+        if sources.iter().any(Source::holds_literal_secret) {
+            self.require_private()?;
         }
         Ok(sources)
+    }
+
+    fn require_private(&self) -> Result<(), ConfigError> {
+        if self.mode & 0o077 == 0 {
+            return Ok(());
+        }
+        let problem = "holds a secret: refer to it as ${VAR}, file:/path or credential:name, or";
+        Err(ConfigError::Permissions { path: self.path.clone(), mode: self.mode, problem, wanted: "0600" })
     }
 }
 

@@ -8,6 +8,7 @@ use url::Url;
 
 use sealift_common::clock::Clock;
 use sealift_common::id::Sha256;
+use sealift_common::proxy::Proxy;
 use sealift_common::tls;
 use sealift_proto::v1;
 use sealift_proto::v1::certificates_client::CertificatesClient;
@@ -72,10 +73,11 @@ pub async fn renew(
 pub async fn recover(
     identity: &Identity,
     coordinator: &Url,
+    proxy: Option<Proxy>,
     clock: &Clock,
 ) -> Result<Identity, CertificateError> {
     let config = tls::client_config(&identity.ca, None).map_err(IdentityError::from)?;
-    let channel = tls::channel(coordinator, config).map_err(IdentityError::from)?;
+    let channel = tls::channel_through(coordinator, config, proxy).map_err(IdentityError::from)?;
     let mut client = EnrollmentClient::new(channel);
     let asked = v1::ChallengeRequest { agent_id: identity.agent.to_vec() };
     let challenge = client

@@ -10,15 +10,17 @@ use serde::{Deserialize, Serialize};
 use tonic::{Code, Status};
 use url::Url;
 
-use sealift_common::clock::Clock;
+use sealift_common::clock::{Clock, UnixMillis};
 use sealift_common::crypto::{AgentKeyObject, SigningKey};
 use sealift_common::id::{AgentId, Random, RepositoryId, Sha256};
+use sealift_common::proxy::Proxy;
 use sealift_common::secret::Secret;
 use sealift_common::tls::{self, fingerprint};
 use sealift_proto::v1;
 use sealift_proto::v1::enrollment_client::EnrollmentClient;
 
 use super::{Identity, IdentityError, TlsKey, decode_seed, decode_tls_key};
+use crate::session::clock;
 use crate::session::error::describe;
 use crate::state::dir::{StateDir, StateError};
 use crate::state::encoded::Encoded;
@@ -41,6 +43,8 @@ pub struct Enrolment {
     pub root_pins: Vec<Sha256>,
     /// What this host calls itself; a name in the token wins.
     pub host: String,
+    /// The way out, where there is one.
+    pub proxy: Option<Proxy>,
 }
 
 /// Why a host could not be enrolled.
@@ -117,7 +121,7 @@ pub async fn enroll(
         agent_id: agent.to_vec(),
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
     };
-    let answer = ask(enrolment, request).await?;
+    let answer = ask(enrolment, request, clock.now()).await?;
     let identity = accept(enrolment, &answer, agent, signing_key, tls_key, clock)?;
     let mut trust = TrustKeeper::start_over(state.clone(), &identity).map_err(EnrollError::WrongRoot)?;
     trust.accept(&answer.trust_chain).map_err(EnrollError::WrongRoot)?;
@@ -146,17 +150,22 @@ fn pending_keys(state: &StateDir, random: &Random) -> Result<(AgentId, SigningKe
 }
 
 /// Sends the request to the first coordinator that answers.
-async fn ask(enrolment: &Enrolment, request: v1::EnrollRequest) -> Result<v1::Identity, EnrollError> {
+async fn ask(
+    enrolment: &Enrolment,
+    request: v1::EnrollRequest,
+    now: UnixMillis,
+) -> Result<v1::Identity, EnrollError> {
     let config = tls::pinned_client_config(enrolment.ca_sha256).map_err(IdentityError::from)?;
     let mut unreachable = Vec::new();
     for coordinator in &enrolment.coordinators {
-        let channel = tls::channel(coordinator, config.clone()).map_err(IdentityError::from)?;
+        let channel = tls::channel_through(coordinator, config.clone(), enrolment.proxy.clone())
+            .map_err(IdentityError::from)?;
         let mut call = tonic::Request::new(request.clone());
         call.set_timeout(CALL_TIMEOUT);
         match EnrollmentClient::new(channel).enroll(call).await {
             Ok(answer) => return Ok(answer.into_inner()),
             Err(status) if is_unreachable(&status) => {
-                let problem = describe(&status);
+                let problem = clock::hint(describe(&status), now);
                 if problem.contains("pinned") {
                     return Err(EnrollError::WrongCa { coordinator: coordinator.clone(), problem });
                 }

@@ -9,6 +9,7 @@ use url::Url;
 
 use sealift_common::clock::Clock;
 use sealift_common::id::Random;
+use sealift_common::proxy::Proxy;
 
 use super::certificate::{CertificateError, recover, renew};
 use super::{Identity, IdentityError};
@@ -60,8 +61,12 @@ impl IdentityKeeper {
     ///
     /// # Errors
     /// [`CertificateError`].
-    pub async fn recover(&self, coordinator: &Url) -> Result<Arc<Identity>, CertificateError> {
-        let renewed = recover(&self.current(), coordinator, &self.clock).await?;
+    pub async fn recover(
+        &self,
+        coordinator: &Url,
+        proxy: Option<Proxy>,
+    ) -> Result<Arc<Identity>, CertificateError> {
+        let renewed = recover(&self.current(), coordinator, proxy, &self.clock).await?;
         tracing::info!(not_after = %renewed.not_after, "replaced the expired certificate");
         self.adopt(renewed)
     }

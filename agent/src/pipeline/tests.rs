@@ -91,6 +91,7 @@ async fn back_up(
         max_ahead: 4,
         meters: meters.clone(),
         random: Random::from_seed(7),
+        spool: None,
     };
     let (events, receiver) = mpsc::channel(EVENTS_AHEAD);
     let sending = async {
@@ -109,16 +110,17 @@ async fn back_up(
         }
         drop(events);
     };
-    let keep = |ready: ReadyPack| {
+    let keep = |outgoing: Outgoing| {
+        let ready = outgoing.ready.unwrap();
         let (pack, keys) = if lost_sessions {
             (ready.pack.reseal(&second, &Random::from_seed(8)).unwrap(), second.clone())
         } else {
-            (ready.pack, first.clone())
+            (Pack::clone(&ready.pack), first.clone())
         };
         store.lock().unwrap().push(Kept::new(&pack, keys));
         async move { Ok::<_, std::convert::Infallible>(pack.raw_len()) }
     };
-    let (streamed, ()) = tokio::join!(pipeline.run(None, receiver, keep), sending);
+    let (streamed, ()) = tokio::join!(pipeline.run(None, receiver, keep, |_| async {}), sending);
     let streamed = streamed.unwrap();
     for raw_len in &streamed.packs {
         ends.push(ends.last().copied().unwrap_or_default() + raw_len);
@@ -218,6 +220,7 @@ async fn run_events(
         max_ahead: 4,
         meters: Arc::default(),
         random: Random::from_seed(7),
+        spool: None,
     };
     let (sender, receiver) = mpsc::channel(events.len().max(1));
     for event in events {
@@ -225,9 +228,18 @@ async fn run_events(
     }
     let kept = hang.then_some(sender);
     let ran = pipeline
-        .run(None, receiver, |ready| async move {
-            if store_fails { Err("the store is full") } else { Ok(ready.pack.raw_len()) }
-        })
+        .run(
+            None,
+            receiver,
+            |outgoing| async move {
+                if store_fails {
+                    Err("the store is full")
+                } else {
+                    Ok(outgoing.ready.unwrap().pack.raw_len())
+                }
+            },
+            |_| async {},
+        )
         .await;
     drop(kept);
     ran

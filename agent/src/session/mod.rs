@@ -3,6 +3,10 @@
 //! [`run`] keeps a session up for the life of the process; [`open`](open::open) makes one; [`pump`](pump::pump) carries its messages. A lost
 //! session does not touch a running dump: attempts see the connection through [`link::Link`] and go on when it is back.
 //!
+//! Several coordinators are tried in the order of the configuration, starting with the first after each start: one that does
+//! not answer is passed over within a second, and only when none answers do the waits grow. All waits have full jitter, so
+//! that a fleet which lost one coordinator does not fall upon the next in one moment.
+//!
 //! To handle a new message of the coordinator: an arm in [`pump`]'s `receive`.
 
 use std::sync::Arc;
@@ -21,6 +25,7 @@ use open::OpenSession;
 use pump::Ended;
 
 pub mod backoff;
+pub mod clock;
 pub mod error;
 pub mod link;
 mod open;
@@ -31,6 +36,8 @@ mod pump;
 const FIRST_WAIT: Duration = Duration::from_millis(500);
 /// … and the longest, until a coordinator names another.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
+/// The longest wait before the next coordinator of the list is tried.
+const NEXT_WAIT: Duration = Duration::from_secs(1);
 /// A session that held this long was a good one: the waits start anew.
 const GOOD: Duration = Duration::from_secs(30);
 
@@ -43,6 +50,7 @@ pub async fn run(agent: Arc<Agent>, attempts: Arc<Attempts>, owner: LinkOwner, l
         owner,
         lifecycle,
         next: 0,
+        failed_in_a_row: 0,
         sessions: 0,
     };
     keeper.run().await;
@@ -55,6 +63,8 @@ struct Keeper {
     lifecycle: Lifecycle,
     backoff: Backoff,
     next: usize,
+    /// Coordinators that gave no session since the last good one.
+    failed_in_a_row: usize,
     sessions: u64,
 }
 
@@ -65,13 +75,24 @@ impl Keeper {
             let wait = match self.open(&coordinator).await {
                 Ok(session) => self.hold(session, &coordinator).await,
                 Err(error) => {
+                    let error = clock::hint(error, self.agent.clock.now());
                     tracing::warn!(%coordinator, error, "no session");
-                    self.next = self.next.wrapping_add(1);
-                    self.backoff.next_wait()
+                    self.pass_over()
                 }
             };
             let over = self.attempts.wait_stopped(&self.lifecycle);
             tokio::select! { () = tokio::time::sleep(wait) => {}, () = over => {} }
+        }
+    }
+
+    /// The next coordinator, and how long to wait before it is tried: not long while there is one that was not asked.
+    fn pass_over(&mut self) -> Duration {
+        self.next = self.next.wrapping_add(1);
+        self.failed_in_a_row += 1;
+        if self.failed_in_a_row.is_multiple_of(self.agent.coordinators().len().max(1)) {
+            self.backoff.next_wait()
+        } else {
+            NEXT_WAIT.mul_f64(self.agent.random.fraction())
         }
     }
 
@@ -101,6 +122,7 @@ impl Keeper {
         let mut identity = self.agent.identity.changes();
         loop {
             self.backoff.set_cap(session.reconnect_cap);
+            self.failed_in_a_row = 0;
             self.owner.up(session.connection.clone());
             tracing::info!(%coordinator, session = session.connection.number, "session is up");
             let ended =
@@ -127,8 +149,7 @@ impl Keeper {
                 Ended::Moves => self.backoff.next_wait(),
                 Ended::Lost(error) => {
                     tracing::warn!(%coordinator, error, "session lost");
-                    self.next = self.next.wrapping_add(1);
-                    self.backoff.next_wait()
+                    self.pass_over()
                 }
             };
         }

@@ -8,17 +8,20 @@ use tonic::Streaming;
 use url::Url;
 
 use sealift_common::clock::UnixMillis;
+use sealift_common::proxy::Proxy;
 use sealift_common::tls;
 use sealift_proto::v1::agent_message::Message as Up;
 use sealift_proto::v1::coordinator_message::Message as Down;
 use sealift_proto::v1::session_client::SessionClient;
 use sealift_proto::{PROTOCOL_MAX, PROTOCOL_MIN, v1};
 
+use super::clock;
 use super::error::describe;
 use super::link::Connection;
 use crate::agent::Agent;
 use crate::attempt::Attempts;
 use crate::identity::Identity;
+use crate::source::whole_chain;
 
 /// How many messages may wait to be sent.
 const OUTGOING: usize = 64;
@@ -26,8 +29,6 @@ const OUTGOING: usize = 64;
 const WELCOME_TIMEOUT: Duration = Duration::from_secs(30);
 /// What TLS says of a certificate that has expired.
 const EXPIRED: &str = "CertificateExpired";
-/// A clock that is further off than this is worth a line in the log.
-const CLOCK_TOLERANCE: Duration = Duration::from_secs(300);
 
 /// A session that was welcomed.
 pub struct OpenSession {
@@ -54,16 +55,19 @@ pub async fn open(
     number: u64,
 ) -> Result<OpenSession, String> {
     let identity = agent.identity.current();
-    let recover = || async { agent.identity.recover(coordinator).await.map_err(|error| error.to_string()) };
+    let proxy = agent.proxy().map_err(|error| whole_chain(&error))?;
+    let recover = || async {
+        agent.identity.recover(coordinator, proxy.clone()).await.map_err(|error| error.to_string())
+    };
     if identity.not_after <= agent.clock.now() {
         let recovered = recover().await?;
-        return open_as(&recovered, agent, attempts, coordinator, number).await;
+        return open_as(&recovered, agent, attempts, coordinator, proxy, number).await;
     }
-    match open_as(&identity, agent, attempts, coordinator, number).await {
+    match open_as(&identity, agent, attempts, coordinator, proxy.clone(), number).await {
         // This host's clock is late, and the coordinator's counts.
         Err(error) if error.contains(EXPIRED) => {
             let recovered = recover().await?;
-            open_as(&recovered, agent, attempts, coordinator, number).await
+            open_as(&recovered, agent, attempts, coordinator, proxy, number).await
         }
         opened => opened,
     }
@@ -74,11 +78,12 @@ async fn open_as(
     agent: &Agent,
     attempts: &Attempts,
     coordinator: &Url,
+    proxy: Option<Proxy>,
     number: u64,
 ) -> Result<OpenSession, String> {
     let config =
         tls::client_config(&identity.ca, Some(&identity.tls())).map_err(|error| error.to_string())?;
-    let channel = tls::channel(coordinator, config).map_err(|error| error.to_string())?;
+    let channel = tls::channel_through(coordinator, config, proxy).map_err(|error| error.to_string())?;
 
     let (outgoing, waiting) = mpsc::channel(OUTGOING);
     let hello = v1::AgentMessage { message: Some(Up::Hello(hello(agent, attempts))) };
@@ -138,9 +143,7 @@ fn operating_system() -> String {
 }
 
 fn warn_of_clock(agent: &Agent, welcome: &v1::Welcome) {
-    let (here, there) = (agent.clock.now(), UnixMillis(welcome.clock_ms));
-    let apart = here.since(there).max(there.since(here));
-    if apart > CLOCK_TOLERANCE {
-        tracing::warn!(apart_s = apart.as_secs(), "this host's clock and the coordinator's are far apart");
+    if let Some(skew) = clock::skew(agent.clock.now(), UnixMillis(welcome.clock_ms)) {
+        tracing::warn!("{skew}");
     }
 }

@@ -46,9 +46,24 @@ impl DataKey {
         Self(Secret::new(hkdf(ikm.expose(), None, &[b"sealift/1/data-key"])))
     }
 
+    /// The key under which packs of one attempt wait on the host's own disk. What goes to the bucket is sealed anew: the data
+    /// key of a backup never touches a disk. Neither the salt nor the series secret opens anything alone.
+    pub fn of_spool(salt: &Secret<[u8; 32]>, series: &SeriesSecret) -> Self {
+        let mut ikm = [0; 64];
+        ikm[..32].copy_from_slice(salt.expose());
+        ikm[32..].copy_from_slice(series.expose());
+        let ikm = Secret::new(ikm);
+        Self(Secret::new(hkdf(ikm.expose(), None, &[b"sealift/1/spool"])))
+    }
+
     /// The key with these bytes, as an opened slot gives them.
     pub fn from_bytes(bytes: [u8; 32]) -> Self {
         Self(Secret::new(bytes))
+    }
+
+    /// The key of what a spool holds besides packs.
+    pub fn spool_plan_key(&self) -> AeadKey {
+        AeadKey::new(Secret::new(hkdf(self.expose(), None, &[b"sealift/1/spool-plan"])).expose())
     }
 
     /// The 32 bytes, for a slot's envelope.
@@ -231,6 +246,16 @@ mod tests {
         assert_ne!(first, key(2, 1, &series));
         assert_ne!(first, key(1, 2, &series));
         assert_ne!(first, key(1, 1, &SeriesSecret::from_bytes([4; 32])));
+    }
+
+    #[test]
+    fn a_spools_key_needs_the_salt_and_the_series_secret() {
+        let key = |salt, secret| {
+            *DataKey::of_spool(&Secret::new([salt; 32]), &SeriesSecret::from_bytes([secret; 32])).expose()
+        };
+        assert_eq!(key(1, 3), key(1, 3));
+        assert_ne!(key(1, 3), key(2, 3));
+        assert_ne!(key(1, 3), key(1, 4));
     }
 
     #[test]

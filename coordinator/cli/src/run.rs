@@ -105,6 +105,7 @@ struct ProgressView {
     new_raw_bytes: u64,
     stored_bytes: u64,
     packs: u64,
+    spooled_bytes: u64,
     expected_raw_bytes: Option<u64>,
 }
 
@@ -146,6 +147,7 @@ impl From<&v1::Run> for RunView {
                 new_raw_bytes: p.new_raw_bytes,
                 stored_bytes: p.stored_bytes,
                 packs: p.packs,
+                spooled_bytes: p.spooled_bytes,
                 expected_raw_bytes: (p.expected_raw_bytes > 0).then_some(p.expected_raw_bytes),
             }),
             attempts: run.attempts.iter().map(AttemptView::from).collect(),
@@ -220,8 +222,12 @@ impl RunView {
             (
                 "Progress",
                 self.progress.as_ref().map_or_else(String::new, |p| {
+                    let waiting = match p.spooled_bytes {
+                        0 => String::new(),
+                        bytes => format!(", {} wait on the host's disk", ui::size(bytes)),
+                    };
                     format!(
-                        "{}, {} read, {} new, {} stored in {}",
+                        "{}, {} read, {} new, {} stored in {}{waiting}",
                         p.stage,
                         ui::size(p.raw_bytes),
                         ui::size(p.new_raw_bytes),

@@ -35,8 +35,10 @@ pub struct Progress {
     pub stored_bytes: u64,
     /// How many packs that makes.
     pub packs: u64,
-    /// dumping, uploading, committing.
+    /// dumping, uploading, spooled, committing.
     pub stage: String,
+    /// Of what is new, this waits on the host's own disk for a slow store.
+    pub spooled_bytes: u64,
     /// An estimate; 0 where unknown.
     pub expected_raw_bytes: u64,
     /// One line for people; may be empty.

@@ -6,7 +6,8 @@
 //!             └▶ rejected       (any open one) ──▶ failed | lost | cancelling ──▶ cancelled
 //! ```
 //!
-//! A run is what was asked for; an attempt is one agent process working on it under one lease. Preparing cannot be
+//! A run is what was asked for; an attempt is one agent working on it under one lease (one process of it, and the next
+//! where what was read waits in the spool). Preparing cannot be
 //! cancelled: from then on the bucket decides whether there is a backup.
 
 use std::fmt;

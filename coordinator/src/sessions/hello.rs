@@ -167,7 +167,8 @@ impl SessionService {
         Ok(())
     }
 
-    /// Attempts of this agent that are open: those it says it works on go on; the others are lost with their process.
+    /// Attempts of this agent that are open: those it says it works on go on, also where another process of it has taken them
+    /// up from its spool; the others are lost with their process.
     async fn take_attempts(&self, tx: &mut Tx, agent: AgentId, hello: &Hello) -> Result<Welcome, RunError> {
         let now = self.core.clock.now();
         let (mut welcome, mut running) = (Welcome::default(), HashSet::new());

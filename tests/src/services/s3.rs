@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::net::TcpListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
@@ -32,6 +32,8 @@ pub struct S3 {
     pub secret_key: String,
     /// Session token; empty where there is none.
     pub session_token: String,
+    /// PEM file with the CA to trust, where the endpoint has one of its own.
+    pub ca: Option<PathBuf>,
     _server: Option<Arc<(Process, Scratch)>>,
 }
 
@@ -49,6 +51,7 @@ impl S3 {
             access_key: value("AWS_ACCESS_KEY_ID"),
             secret_key: value("AWS_SECRET_ACCESS_KEY"),
             session_token: String::new(),
+            ca: None,
             _server: None,
         };
         server.aws(&["s3api", "create-bucket", "--bucket", &server.bucket]);
@@ -72,6 +75,7 @@ impl S3 {
                 access_key,
                 secret_key,
                 session_token: String::new(),
+                ca: None,
                 _server: Some(Arc::new((process, scratch))),
             };
         }
@@ -95,6 +99,7 @@ impl S3 {
             access_key: needed("AWS_ACCESS_KEY_ID"),
             secret_key: needed("AWS_SECRET_ACCESS_KEY"),
             session_token: optional("AWS_SESSION_TOKEN").unwrap_or_default(),
+            ca: None,
             _server: None,
         })
     }
@@ -111,8 +116,21 @@ impl S3 {
             access_key: exported(&env, "AWS_ACCESS_KEY_ID"),
             secret_key: exported(&env, "AWS_SECRET_ACCESS_KEY"),
             session_token: String::new(),
+            ca: None,
             _server: None,
         }
+    }
+
+    /// The port of its endpoint.
+    #[track_caller]
+    pub fn port(&self) -> u16 {
+        let port = self.endpoint.rsplit(':').next().and_then(|port| port.trim_end_matches('/').parse().ok());
+        port.unwrap_or_else(|| panic!("{} names no port", self.endpoint))
+    }
+
+    /// The same bucket, reached over something that lies between.
+    pub fn over(self, endpoint: String, ca: Option<PathBuf>) -> Self {
+        Self { endpoint, ca, ..self }
     }
 
     /// The same bucket with another prefix.

@@ -94,7 +94,8 @@ impl Content {
         self.streams.iter().map(|stream| stream.raw_len).sum()
     }
 
-    pub(super) fn encode(&self) -> Vec<u8> {
+    /// Its bytes before they are compressed and sealed.
+    pub fn encode(&self) -> Vec<u8> {
         wire::SealedManifest {
             chunking: Some(self.chunking.clone()),
             source: Some(wire::Source {
@@ -112,13 +113,23 @@ impl Content {
     }
 
     pub(super) fn decode(bytes: &[u8], public: &ManifestPublic) -> Result<Self, ManifestProblem> {
+        let content = Self::parse(bytes)?;
+        content.check(public)?;
+        Ok(content)
+    }
+
+    /// Reads what [`Content::encode`] wrote. Whether it fits a public part is another question, which sealing asks.
+    ///
+    /// # Errors
+    /// [`ManifestProblem`] for what this version cannot read.
+    pub fn parse(bytes: &[u8]) -> Result<Self, ManifestProblem> {
         let bad = |problem: &str| ManifestProblem::Content(problem.to_owned());
         let content = wire::SealedManifest::decode(bytes).map_err(|_| bad("not protobuf"))?;
         if !content.required_features.is_empty() {
             return Err(ManifestProblem::RequiredFeatures(content.required_features));
         }
         let source = content.source.ok_or_else(|| bad("it names no source"))?;
-        let content = Self {
+        Ok(Self {
             chunking: content.chunking.unwrap_or_default(),
             source: Source {
                 kind: source.kind,
@@ -129,9 +140,7 @@ impl Content {
                 attributes: source.attributes,
             },
             streams: content.streams.into_iter().map(Stream::from_wire).collect::<Result<_, _>>()?,
-        };
-        content.check(public)?;
-        Ok(content)
+        })
     }
 
     /// Checks that the content is consistent in itself and with the public part.

@@ -217,6 +217,7 @@ fn progress_to_wire(progress: Progress) -> v1::Progress {
         stage: progress.stage,
         expected_raw_bytes: progress.expected_raw_bytes,
         log_line: progress.log_line,
+        spooled_bytes: progress.spooled_bytes,
     }
 }
 

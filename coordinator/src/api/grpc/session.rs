@@ -245,6 +245,7 @@ impl Live {
                     stage: short(&wire.stage),
                     expected_raw_bytes: wire.expected_raw_bytes,
                     log_line: short(&wire.log_line),
+                    spooled_bytes: wire.spooled_bytes,
                 };
                 tolerate(runs.take_progress(self.agent, &attempt, progress).await)
             }

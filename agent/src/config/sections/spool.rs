@@ -1,0 +1,28 @@
+//! `[spool]`: where sealed packs wait while the store is slow or away.
+
+use serde::Deserialize;
+
+use crate::config::values::{AbsolutePath, ByteSize};
+
+/// The spool's place and size.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Spool {
+    /// Where packs wait; absent: in the state directory.
+    pub dir: Option<AbsolutePath>,
+    max_bytes: ByteSize,
+}
+
+impl Default for Spool {
+    fn default() -> Self {
+        // What a shop's line of 10 Mbit/s takes in half an hour.
+        Self { dir: None, max_bytes: ByteSize(2 << 30) }
+    }
+}
+
+impl Spool {
+    /// Most bytes that wait, of all backups together; `None`: there is no spool.
+    pub fn max_bytes(&self) -> Option<u64> {
+        Some(self.max_bytes.0).filter(|bytes| *bytes > 0)
+    }
+}
