@@ -230,7 +230,7 @@ fn telemetry_settings(config: &Config) -> telemetry::Settings {
 fn open_spool(config: &Config, agent: AgentId) -> Option<Arc<Spool>> {
     let default = config.state_dir.as_path().join("spool");
     let dir = config.spool.dir.as_ref().map_or(default, |dir| dir.as_path().to_owned());
-    Some(Spool::new(dir.join(agent.to_string()), config.spool.max_bytes()?))
+    Some(Spool::new(dir.join(agent.to_string()), config.spool.max_bytes()?, config.spool.min_free()))
 }
 
 /// The daemon, from its first to its last breath.

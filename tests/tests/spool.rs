@@ -15,6 +15,8 @@ use serde_json::Value;
 
 /// 2 Mbit/s.
 const SHOP_LINE: u64 = 250_000;
+/// Machines that run tests have little room.
+const SPOOL: &str = "[spool]\nmin_free = \"64MiB\"\n";
 
 /// A cluster whose bucket lies behind a line that is fast until it is told otherwise.
 fn cluster_behind_a_line() -> (Cluster, Line) {
@@ -76,7 +78,7 @@ fn a_database_is_let_go_when_it_is_read_and_the_upload_survives_restarts() {
     let source =
         format!("[[source]]\nname = \"main-db\"\nkind = \"postgres\"\nurl = {:?}\n", server.url("shop"));
     let password = [("DB_MAIN_DB_PASSWORD", server.password())];
-    let mut agent = cluster.agent_with("store-1", &source, &password, None);
+    let mut agent = cluster.agent_with("store-1", &(source + SPOOL), &password, None);
 
     line.set_speed(SHOP_LINE);
     let run = cluster.start_backup("store-1/main-db");
@@ -132,8 +134,8 @@ fn a_dump_larger_than_memory_is_drained_and_the_next_attempt_takes_it_up() {
     // 96 MiB; what waits in memory is at most four packs of 16 MiB.
     let feed = Feed::new(24);
     feed.renew(7);
-    let limits = "[backup]\nmax_duration = \"20s\"\n";
-    let agent = cluster.agent("store-1", &(feed.source("feed") + limits));
+    let limits = "[backup]\nmax_duration = \"30s\"\n";
+    let agent = cluster.agent("store-1", &(feed.source("feed") + limits + SPOOL));
 
     line.set_speed(SHOP_LINE);
     let run = cluster.start_backup("store-1/feed");

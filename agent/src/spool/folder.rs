@@ -415,7 +415,7 @@ mod tests {
     #[test]
     fn another_process_finds_what_was_settled_and_nothing_else_opens_it() {
         let dir = tempfile::tempdir().unwrap();
-        let (spool, backup) = (Spool::new(dir.path().join("s"), 1 << 20), keys(1));
+        let (spool, backup) = (Spool::new(dir.path().join("s"), 1 << 20, Some(0)), keys(1));
         make_private_dir(dir.path().join("s").as_path()).unwrap();
         let packs = [1, 2, 3].map(|seed| pack(&backup, seed));
         let folder = Folder::new(spool.clone(), spool_keys(), Random::from_seed(8), Arc::default());
@@ -463,7 +463,7 @@ mod tests {
     #[test]
     fn a_full_spool_keeps_packs_in_memory_and_a_damaged_file_is_named() {
         let dir = tempfile::tempdir().unwrap();
-        let (spool, backup) = (Spool::new(dir.path().to_owned(), 15_000), keys(1));
+        let (spool, backup) = (Spool::new(dir.path().to_owned(), 15_000, Some(0)), keys(1));
         let folder = Folder::new(spool, spool_keys(), Random::from_seed(8), Arc::default());
         for seed in [1, 2] {
             folder.arrived(pack(&backup, seed));
@@ -491,7 +491,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let backup = keys(1);
         let folder = Folder::new(
-            Spool::new(dir.path().to_owned(), 0),
+            Spool::new(dir.path().to_owned(), 0, None),
             spool_keys(),
             Random::from_seed(8),
             Arc::default(),

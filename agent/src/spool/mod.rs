@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 pub use record::PackRecord;
 
-/// Of the disk, this much stays free: a twentieth …
+/// Unless the owner says otherwise, this much of the disk stays free: a twentieth …
 const FREE_PART: u64 = 20;
 /// … but never less than this many bytes …
 const FREE_LEAST: u64 = 64 << 20;
@@ -56,13 +56,15 @@ pub enum SpoolError {
 pub struct Spool {
     root: PathBuf,
     max_bytes: u64,
+    min_free: Option<u64>,
     used: AtomicU64,
 }
 
 impl Spool {
-    /// The spool in `root`, which is this agent's own; made where it is missing, when it is first needed.
-    pub fn new(root: PathBuf, max_bytes: u64) -> Arc<Self> {
-        Arc::new(Self { root, max_bytes, used: AtomicU64::new(0) })
+    /// The spool in `root`, which is this agent's own; made where it is missing, when it is first needed. `min_free` bytes of
+    /// its disk stay free; `None`: a twentieth.
+    pub fn new(root: PathBuf, max_bytes: u64, min_free: Option<u64>) -> Arc<Self> {
+        Arc::new(Self { root, max_bytes, min_free, used: AtomicU64::new(0) })
     }
 
     /// Where a folder of this name lies.
@@ -96,7 +98,8 @@ impl Spool {
             disk.blocks_available().saturating_mul(disk.fragment_size()),
             disk.blocks().saturating_mul(disk.fragment_size()),
         );
-        free.saturating_sub(bytes) >= (all / FREE_PART).clamp(FREE_LEAST, FREE_MOST)
+        let wanted = self.min_free.unwrap_or_else(|| (all / FREE_PART).clamp(FREE_LEAST, FREE_MOST));
+        free.saturating_sub(bytes) >= wanted
     }
 
     /// Removes what killed processes left here, all but the folders in `wanted`.
@@ -150,19 +153,20 @@ mod tests {
     #[test]
     fn room_is_given_up_to_the_quota_and_comes_back() {
         let dir = tempfile::tempdir().unwrap();
-        let spool = Spool::new(dir.path().to_owned(), 100);
+        let spool = Spool::new(dir.path().to_owned(), 100, Some(0));
         assert!(spool.reserve(60));
         assert!(!spool.reserve(41), "beyond the quota");
         assert!(spool.reserve(40));
         spool.release(60);
         assert!(spool.reserve(60));
-        assert!(!Spool::new(dir.path().to_owned(), u64::MAX).reserve(u64::MAX / 2), "beyond the disk");
+        assert!(!Spool::new(dir.path().to_owned(), u64::MAX, None).reserve(u64::MAX / 2), "beyond the disk");
+        assert!(!Spool::new(dir.path().to_owned(), 100, Some(u64::MAX)).reserve(1), "the rest stays free");
     }
 
     #[test]
     fn what_nobody_waits_for_is_swept() {
         let dir = tempfile::tempdir().unwrap();
-        let spool = Spool::new(dir.path().join("spool"), 100);
+        let spool = Spool::new(dir.path().join("spool"), 100, None);
         spool.sweep(&[]).unwrap();
         for name in ["a", "b"] {
             make_private_dir(&spool.place(name)).unwrap();

@@ -11,12 +11,13 @@ pub struct Spool {
     /// Where packs wait; absent: in the state directory.
     pub dir: Option<AbsolutePath>,
     max_bytes: ByteSize,
+    min_free: Option<ByteSize>,
 }
 
 impl Default for Spool {
     fn default() -> Self {
         // What a shop's line of 10 Mbit/s takes in half an hour.
-        Self { dir: None, max_bytes: ByteSize(2 << 30) }
+        Self { dir: None, max_bytes: ByteSize(2 << 30), min_free: None }
     }
 }
 
@@ -24,5 +25,10 @@ impl Spool {
     /// Most bytes that wait, of all backups together; `None`: there is no spool.
     pub fn max_bytes(&self) -> Option<u64> {
         Some(self.max_bytes.0).filter(|bytes| *bytes > 0)
+    }
+
+    /// Bytes of its disk that stay free; `None`: a twentieth of it, at most 5 GiB.
+    pub fn min_free(&self) -> Option<u64> {
+        self.min_free.map(|size| size.0)
     }
 }
