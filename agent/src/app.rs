@@ -156,7 +156,7 @@ fn run_enroll(args: &EnrollArgs) -> Result<ExitCode, Failed> {
         let code = match &error {
             EnrollError::Unreachable(_) => 6,
             EnrollError::Refused(_) => 5,
-            EnrollError::WrongCa { .. } | EnrollError::WrongRoot(_) => 7,
+            EnrollError::WrongCa { .. } | EnrollError::OtherRoot(_) | EnrollError::WrongRoot(_) => 7,
             EnrollError::Identity(_) => 1,
         };
         Failed::with(code, &error)

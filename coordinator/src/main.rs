@@ -150,7 +150,7 @@ async fn dev(data_dir: &Path, listen: DevListen) -> anyhow::Result<()> {
     settings.identity.coordinators = vec![url.clone()];
     let coordinator = Coordinator::open(settings, Clock::system(), random).await?;
     coordinator.write_admin(&"admin".parse()?, dir.path(), false).await?;
-    dir.write_context(&url)?;
+    dir.write_context(&url, root)?;
     run(coordinator, listeners, &lifecycle).await
 }
 
@@ -201,15 +201,14 @@ async fn migrate(config: &Path) -> anyhow::Result<()> {
 #[allow(clippy::print_stdout)]
 async fn admin(config: &Path, name: &Name, out: &Path) -> anyhow::Result<()> {
     let settings = ConfigFile::read(config)?.settings()?;
-    let (ca_dir, coordinators) = (settings.ca_dir.clone(), settings.identity.coordinators.clone());
+    let (ca_dir, identity) = (settings.ca_dir.clone(), settings.identity.clone());
     let coordinator = Coordinator::open(settings, Clock::system(), Random::from_os()).await?;
     let dir = DevDir::open(out)?;
     coordinator.write_admin(name, dir.path(), true).await?;
     std::fs::copy(ca_dir.join("ca.pem"), dir.path().join("ca.pem"))
         .context("cannot copy the CA's certificate")?;
-    let coordinators: Vec<&str> = coordinators.iter().map(|url| url.as_str().trim_end_matches('/')).collect();
     let context = dir.path().join("context.toml");
-    write_context(&context, name.as_str(), &coordinators, "ca.pem", None)?;
+    write_context(&context, name.as_str(), &identity.coordinators, "ca.pem", &identity.roots, None)?;
     coordinator.core.store.close().await;
     println!("{}", context.display());
     Ok(())

@@ -131,7 +131,17 @@ async fn a_hostile_agent_gets_nothing_signed_and_nothing_stored(on: Database) {
 
     assert_eq!(world.bucket().await, Vec::<String>::new());
     assert_eq!(world.audited("pack.authorize", "refused").await.len(), 8);
-    assert_eq!(world.audited("pack.confirm", "refused").await.len(), 1);
+    assert_eq!(world.audited("pack.confirm", "refused").await.len(), 2);
+
+    // Nothing is committed that was not prepared, is another's, or was never there; each time it is on record.
+    let commit = async |attempt, backup| world.backups.commit(&ctx, attempt, backup).await.unwrap_err();
+    let outcome = commit(&attempt, begun.backup.id).await;
+    assert!(matches!(outcome, BackupError::NotPrepared { .. }), "{outcome:?}");
+    let outcome = commit(&attempt, their_backup.backup.id).await;
+    assert!(matches!(outcome, BackupError::Current(CurrentError::Backup { .. })), "{outcome:?}");
+    let outcome = commit(&theirs, their_backup.backup.id).await;
+    assert!(matches!(outcome, BackupError::Run(RunError::NotYours { .. })), "{outcome:?}");
+    assert_eq!(world.audited("backup.commit", "refused").await.len(), 3);
 }
 
 async fn no_more_than_four_packs_are_ahead(on: Database) {

@@ -20,6 +20,7 @@ pub struct Agent {
     coordinators: Vec<String>,
     dir: PathBuf,
     user: Option<String>,
+    wrapper: Vec<String>,
     variables: BTreeMap<String, String>,
 }
 
@@ -38,7 +39,15 @@ impl Agent {
         }
         let variables = variables.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
         let user = user.map(str::to_owned);
-        Self { process: None, name: name.to_owned(), coordinators: vec![url], dir, user, variables }
+        Self {
+            process: None,
+            name: name.to_owned(),
+            coordinators: vec![url],
+            dir,
+            user,
+            wrapper: Vec::new(),
+            variables,
+        }
     }
 
     /// Other addresses of coordinators; for what is written and done from now on.
@@ -112,6 +121,11 @@ impl Agent {
         run(command);
     }
 
+    /// From now on it is started by this command, which its own is appended to.
+    pub fn wrap(&mut self, wrapper: &[&str]) {
+        self.wrapper = wrapper.iter().map(|&word| word.to_owned()).collect();
+    }
+
     /// Starts it.
     #[track_caller]
     pub fn start(&mut self) {
@@ -145,9 +159,14 @@ impl Agent {
     /// `sealift-agent` as this host runs it, without arguments.
     pub fn program(&self) -> Command {
         let program = binary("sealift-agent");
-        let mut command = match &self.user {
-            Some(user) => guarded_unprivileged(program, user),
-            None => guarded(program),
+        let mut command = match (&self.user, self.wrapper.split_first()) {
+            (Some(user), _) => guarded_unprivileged(program, user),
+            (None, None) => guarded(program),
+            (None, Some((wrapper, arguments))) => {
+                let mut command = guarded(wrapper);
+                command.args(arguments).arg(program);
+                command
+            }
         };
         let kept = ["PATH", "LANG", "TZ", "RUST_BACKTRACE", "LLVM_PROFILE_FILE"];
         let kept: Vec<_> = kept.iter().filter_map(|name| Some((name, std::env::var_os(name)?))).collect();

@@ -444,6 +444,10 @@ impl Cluster {
         if !s3.session_token.is_empty() {
             config += "session_token = \"${AWS_SESSION_TOKEN}\"\n";
         }
+        if let Some(files) = &s3.client {
+            let [certificate, key] = files.each_ref().map(|path| path.display().to_string());
+            config += &format!("client_certificate = {certificate:?}\nclient_key = \"file:{key}\"\n");
+        }
         let config = self.scratch.file("coordinator/coordinator.toml", config, 0o600);
         let mut admin = Command::new(binary("sealift-coordinator"));
         self.environment(&mut admin);

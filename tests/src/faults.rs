@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use sealift_proto::format::ManifestPublic;
+
 use crate::cluster::Cluster;
 use crate::scratch::Scratch;
 use crate::{services, tree, wait};
@@ -34,6 +36,67 @@ impl Default for Chance {
     fn default() -> Self {
         Self::new()
     }
+}
+
+/// A `command` source that says so much, and then waits for the test's word.
+#[derive(Debug)]
+pub struct Gate {
+    scratch: Scratch,
+}
+
+impl Gate {
+    /// A gate behind which nothing is; before it, `bytes` that nothing else contains.
+    #[track_caller]
+    pub fn new(bytes: usize) -> Self {
+        let scratch = Scratch::new("gate");
+        let dir = scratch.path().display();
+        let script = format!(
+            "#!/bin/sh\ncat {dir}/data\necho $$ > {dir}/new\nmv {dir}/new {dir}/pid\n\
+             while [ ! -e {dir}/open ]; do\n  if [ -e {dir}/broken ]; then echo 'the gate is broken' >&2; exit 1; fi\n  \
+             sleep 0.05\ndone\n"
+        );
+        scratch.file("script", script, 0o700);
+        let seed = u64::from_le_bytes(services::random());
+        scratch.file("data", tree::noise(seed, bytes), 0o600);
+        Self { scratch }
+    }
+
+    /// `[[source]]` of that name.
+    pub fn source(&self, name: &str) -> String {
+        let script = self.scratch.join("script").display().to_string();
+        format!("[[source]]\nname = {name:?}\nkind = \"command\"\ncommand = [{script:?}]\n")
+    }
+
+    /// Waits until the source has said all and stands at the gate; its process id.
+    #[track_caller]
+    pub fn wait_until_reached(&self) -> u32 {
+        wait::until("the source stands at the gate", || {
+            std::fs::read_to_string(self.scratch.join("pid")).map(|pid| pid.trim().parse().expect("a pid"))
+        })
+    }
+
+    /// Lets the source end well.
+    pub fn open(&self) {
+        self.scratch.file("open", "", 0o600);
+    }
+
+    /// Lets the source fail: `the gate is broken`.
+    pub fn break_it(&self) {
+        self.scratch.file("broken", "", 0o600);
+    }
+
+    /// As it was before anybody stood at it.
+    pub fn close(&self) {
+        for file in ["open", "broken", "pid"] {
+            let _ = std::fs::remove_file(self.scratch.join(file));
+        }
+    }
+}
+
+/// Whether a process of this id runs.
+pub fn is_alive(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
 }
 
 /// A `command` source whose output is known and whose progress can be seen: it notes each block that it wrote.
@@ -149,6 +212,17 @@ pub fn packs(cluster: &Cluster) -> BTreeSet<String> {
 /// Names of the manifests in the embedded server's bucket, relative to the prefix.
 pub fn manifests(cluster: &Cluster) -> BTreeSet<String> {
     objects(cluster, "/manifests/")
+}
+
+/// Names of the packs that the newest manifest refers to.
+#[track_caller]
+pub fn referred(cluster: &Cluster) -> BTreeSet<String> {
+    let newest = manifests(cluster).into_iter().next_back().expect("a manifest");
+    let bytes = std::fs::read(cluster.objects().join(&newest)).expect("the manifest");
+    let len = u32::from_le_bytes(bytes[8..12].try_into().expect("4 bytes")) as usize;
+    let public: ManifestPublic = prost::Message::decode(&bytes[12..12 + len]).expect("a public part");
+    let folder = newest.split("manifests/").next().expect("a folder");
+    public.packs.iter().map(|pack| format!("{folder}packs/{}", hex::encode(&pack.sha256))).collect()
 }
 
 /// Names of all objects of the repository in the embedded server's bucket.

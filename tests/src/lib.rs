@@ -9,9 +9,12 @@
 //! | [`services`] | PostgreSQL, MariaDB and S3 servers that live as long as a test |
 //! | [`process`] | child processes that die with the test, and their logs |
 //! | [`network`] | slow lines, proxies, TLS in front of plain servers |
+//! | [`gateway`] | a gateway before an S3 server that refuses, loses, or demands certificates |
 //! | [`measure`] | time and memory of processes, for the benchmarks |
 //! | [`scratch`] | temporary directories: removed on success, kept and named on failure |
 //! | [`faults`] | moments to kill something at, and objects that are not what they were |
+//! | [`stage`] | a fleet whose bucket somebody else holds |
+//! | [`terminal`] | a command on a terminal that the test reads and types on |
 //! | [`tree`] | directories with every oddity, and comparing two |
 //! | [`sqlite`] | an application that keeps writing to SQLite |
 //! | [`wait`] | waiting for states, with a limit and a reason |
@@ -26,6 +29,7 @@
 pub mod agent;
 pub mod cluster;
 pub mod faults;
+pub mod gateway;
 pub mod generated;
 pub mod measure;
 pub mod network;
@@ -34,6 +38,8 @@ pub mod scratch;
 pub mod services;
 pub mod simulated;
 pub mod sqlite;
+pub mod stage;
+pub mod terminal;
 pub mod tree;
 pub mod wait;
 

@@ -19,8 +19,9 @@ use sealift_proto::v1;
 
 use crate::agent::Agent;
 use crate::service;
-use crate::state::journal::{AttemptRef, Entry};
+use crate::state::journal::{AttemptRef, Entry, Failure};
 use job::Job;
+use report::Delivery;
 use stop::{Stop, StopReason};
 
 mod begin;
@@ -52,7 +53,8 @@ pub struct Attempts {
     tracker: TaskTracker,
     running: Mutex<HashMap<Name, Running>>,
     count: watch::Sender<usize>,
-    interrupted: Mutex<Vec<Entry>>,
+    /// Ended, and the coordinator does not know: interrupted with an earlier process, or a report that was not taken.
+    unreported: Mutex<Vec<Entry>>,
     resumable: Mutex<Vec<(Job, Entry)>>,
 }
 
@@ -62,7 +64,7 @@ impl Attempts {
     /// # Errors
     /// [`StateError`](crate::state::dir::StateError) where the journal cannot be read.
     pub fn new(agent: Arc<Agent>, lifecycle: Lifecycle) -> Result<Arc<Self>, crate::state::dir::StateError> {
-        let (mut interrupted, mut resumable) = (Vec::new(), Vec::new());
+        let (mut unreported, mut resumable) = (Vec::new(), Vec::new());
         let tickets = agent.tickets().all()?;
         if let Some(spool) = &agent.spool {
             let wanted: Vec<_> = tickets.iter().map(|ticket| ticket.folder.clone()).collect();
@@ -75,8 +77,8 @@ impl Attempts {
             match ticket.and_then(|ticket| Job::taken_up(ticket, &agent.config(), agent.clock.now())) {
                 Some(job) => resumable.push((job, entry)),
                 None => {
-                    tracing::warn!(attempt = %entry.attempt, source = entry.source, "was interrupted");
-                    interrupted.push(entry);
+                    tracing::warn!(attempt = %entry.attempt, source = entry.source, "ended, and was not reported");
+                    unreported.push(entry);
                 }
             }
         }
@@ -91,7 +93,7 @@ impl Attempts {
             lifecycle,
             running: Mutex::default(),
             count: watch::Sender::new(0),
-            interrupted: Mutex::new(interrupted),
+            unreported: Mutex::new(unreported),
             resumable: Mutex::new(resumable),
         }))
     }
@@ -186,16 +188,22 @@ impl Attempts {
     async fn work(&self, job: Job, mut entry: Entry, stop: Stop) {
         let name = job.source.name.clone();
         let outcome = run::run(&self.agent, &job, &stop, &self.lifecycle).await;
+        let mut delivery = Delivery::Known;
         if let run::Outcome::Failed(failure) = &outcome {
             entry.failure = Some(failure.clone());
             if let Err(error) = self.agent.journal().record(&entry) {
                 tracing::error!(%error, "cannot note the failure; it is reported while this process lives");
             }
-            report::deliver(&self.agent, job.attempt, failure).await;
+            delivery = report::deliver(&self.agent, job.attempt, failure).await;
         }
         if !matches!(outcome, run::Outcome::Suspended) {
-            if let Err(error) = self.agent.journal().forget(job.attempt) {
-                tracing::error!(%error, "cannot forget an attempt that is over");
+            match delivery {
+                Delivery::Known => {
+                    if let Err(error) = self.agent.journal().forget(job.attempt) {
+                        tracing::error!(%error, "cannot forget an attempt that is over");
+                    }
+                }
+                Delivery::Kept => self.unreported().push(entry),
             }
             // What still waits in the spool is for the next attempt of this run, if there is one.
             tokio::spawn(spooled::expire(self.agent.clone(), job.series));
@@ -217,33 +225,25 @@ impl Attempts {
 
     /// What Hello says of attempts.
     pub fn states(&self) -> Vec<v1::AttemptState> {
-        let state = |attempt: AttemptRef, phase: v1::AttemptPhase, failure: String| v1::AttemptState {
-            attempt: Some(attempt.to_wire()),
-            phase: phase.into(),
-            failure,
-        };
         let running = self.running();
-        let alive = running
-            .values()
-            .map(|r| state(r.attempt, v1::AttemptPhase::Running, String::new()))
-            .collect::<Vec<_>>();
-        drop(running);
-        let interrupted = self.interrupted();
-        let gone = interrupted.iter().map(|entry| {
-            let failure = match &entry.failure {
-                Some(failure) => failure.error.clone(),
-                None => "the agent was stopped or killed while it ran".to_owned(),
-            };
-            state(entry.attempt, v1::AttemptPhase::Interrupted, failure)
+        let alive = running.values().map(|running| v1::AttemptState {
+            attempt: Some(running.attempt.to_wire()),
+            phase: v1::AttemptPhase::Running.into(),
+            ..v1::AttemptState::default()
         });
-        alive.into_iter().chain(gone).collect()
+        let mut states: Vec<_> = alive.collect();
+        drop(running);
+        states.extend(self.unreported().iter().map(ended));
+        states
     }
 
-    /// The coordinator has read Hello: it knows what was interrupted, and says which attempts are over.
-    pub fn welcomed(&self, lost: &[v1::AttemptRef]) {
-        for entry in self.interrupted().drain(..) {
+    /// The coordinator has read Hello: it knows what was `said` of ended attempts, and says which ones are over.
+    pub fn welcomed(&self, said: &[v1::AttemptState], lost: &[v1::AttemptRef]) {
+        let ended = |state: &&v1::AttemptState| state.phase() == v1::AttemptPhase::Interrupted;
+        let told: Vec<_> = said.iter().filter(ended).filter_map(|state| state.attempt.clone()).collect();
+        for entry in self.unreported().extract_if(.., |entry| told.contains(&entry.attempt.to_wire())) {
             if let Err(error) = self.agent.journal().forget(entry.attempt) {
-                tracing::error!(%error, "cannot forget an interrupted attempt");
+                tracing::error!(%error, "cannot forget an attempt that is over");
             }
         }
         for attempt in lost.iter().filter_map(|wire| AttemptRef::try_from(wire).ok()) {
@@ -267,7 +267,25 @@ impl Attempts {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn interrupted(&self) -> MutexGuard<'_, Vec<Entry>> {
-        self.interrupted.lock().unwrap_or_else(PoisonError::into_inner)
+    fn unreported(&self) -> MutexGuard<'_, Vec<Entry>> {
+        self.unreported.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What Hello says of an attempt that nothing works on any more.
+fn ended(entry: &Entry) -> v1::AttemptState {
+    let interrupted = v1::AttemptState {
+        attempt: Some(entry.attempt.to_wire()),
+        phase: v1::AttemptPhase::Interrupted.into(),
+        ..v1::AttemptState::default()
+    };
+    match entry.failure.clone() {
+        None => v1::AttemptState {
+            failure: "the agent was stopped or killed while it ran".to_owned(),
+            ..interrupted
+        },
+        Some(Failure { error: failure, stderr, retryable, cancelled }) => {
+            v1::AttemptState { failed: true, failure, stderr, retryable, cancelled, ..interrupted }
+        }
     }
 }

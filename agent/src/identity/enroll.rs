@@ -64,6 +64,11 @@ pub enum EnrollError {
     /// The coordinator does not want this token.
     #[error("the coordinator refused: {0}; `sealift token create` makes a new token")]
     Refused(String),
+    /// The coordinator goes by another root key. The token was not used up.
+    #[error(
+        "{0}: compare --root-key-sha256 with what `sealift token create` printed; the token is still good"
+    )]
+    OtherRoot(String),
     /// The trust policy is not signed by the pinned root.
     #[error(
         "the coordinator's trust policy does not fit the pinned root key: compare --root-key-sha256 with what `sealift token create` printed"
@@ -120,6 +125,7 @@ pub async fn enroll(
         agent_key_object: AgentKeyObject::first(agent, &signing_key, clock.now()).bytes().to_vec(),
         agent_id: agent.to_vec(),
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+        root_key_sha256: enrolment.root_pins.iter().map(|pin| pin.to_vec()).collect(),
     };
     let answer = ask(enrolment, request, clock.now()).await?;
     let identity = accept(enrolment, &answer, agent, signing_key, tls_key, clock)?;
@@ -170,6 +176,9 @@ async fn ask(
                     return Err(EnrollError::WrongCa { coordinator: coordinator.clone(), problem });
                 }
                 unreachable.push(format!("{coordinator}: {problem}"));
+            }
+            Err(status) if status.code() == Code::FailedPrecondition => {
+                return Err(EnrollError::OtherRoot(status.message().to_owned()));
             }
             Err(status) => return Err(EnrollError::Refused(status.message().to_owned())),
         }

@@ -86,7 +86,8 @@ async fn open_as(
     let channel = tls::channel_through(coordinator, config, proxy).map_err(|error| error.to_string())?;
 
     let (outgoing, waiting) = mpsc::channel(OUTGOING);
-    let hello = v1::AgentMessage { message: Some(Up::Hello(hello(agent, attempts))) };
+    let said = attempts.states();
+    let hello = v1::AgentMessage { message: Some(Up::Hello(hello(agent, said.clone()))) };
     outgoing.try_send(hello).map_err(|_| "cannot queue the first message".to_owned())?;
     let mut client = SessionClient::new(channel.clone());
     let opening = async {
@@ -102,7 +103,7 @@ async fn open_as(
         .await
         .map_err(|_| format!("no welcome within {} s", WELCOME_TIMEOUT.as_secs()))??;
     warn_of_clock(agent, &welcome);
-    attempts.welcomed(&welcome.lost);
+    attempts.welcomed(&said, &welcome.lost);
     let within = |ms: u32, least: u64, most: u64| Duration::from_millis(u64::from(ms).clamp(least, most));
     Ok(OpenSession {
         connection: Connection { number, channel, outgoing },
@@ -113,7 +114,7 @@ async fn open_as(
     })
 }
 
-fn hello(agent: &Agent, attempts: &Attempts) -> v1::Hello {
+fn hello(agent: &Agent, attempts: Vec<v1::AttemptState>) -> v1::Hello {
     v1::Hello {
         protocol_min: PROTOCOL_MIN,
         protocol_max: PROTOCOL_MAX,
@@ -123,7 +124,7 @@ fn hello(agent: &Agent, attempts: &Attempts) -> v1::Hello {
         host: host_name(),
         timezone: jiff::tz::TimeZone::system().iana_name().unwrap_or_default().to_owned(),
         sources: Some(agent.source_list()),
-        attempts: attempts.states(),
+        attempts,
         clock_ms: agent.clock.now().0,
         heads: agent.series_heads(),
         os: operating_system(),

@@ -51,7 +51,7 @@ pub enum SourceError {
         stderr: String,
     },
     /// A tool said nothing for too long.
-    #[error("{tool} made no progress for {} s and was ended: is it waiting for a lock?{}", after.as_secs(), telling_line(stderr))]
+    #[error("{tool} made no progress for {} s and was ended (stall_timeout): is it waiting for a lock?{}", after.as_secs(), telling_line(stderr))]
     ToolStalled {
         /// The program.
         tool: String,

@@ -351,16 +351,28 @@ impl BlockingReader {
     }
 }
 
+/// [`Read::read`] over pieces: from what is left of the `current` one, else from the `next`.
+pub(super) fn read_bytes(
+    current: &mut Bytes,
+    buffer: &mut [u8],
+    next: impl FnOnce() -> Option<Result<Bytes, RestoreError>>,
+) -> io::Result<usize> {
+    if current.is_empty() {
+        match next() {
+            None => return Ok(0),
+            Some(bytes) => *current = bytes.map_err(io::Error::other)?,
+        }
+    }
+    let n = buffer.len().min(current.len());
+    buffer[..n].copy_from_slice(&current.split_to(n));
+    Ok(n)
+}
+
 impl Read for BlockingReader {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if self.current.is_empty() {
-            match self.next_bytes() {
-                None => return Ok(0),
-                Some(bytes) => self.current = bytes.map_err(io::Error::other)?,
-            }
-        }
-        let n = buffer.len().min(self.current.len());
-        buffer[..n].copy_from_slice(&self.current.split_to(n));
-        Ok(n)
+        let mut current = std::mem::take(&mut self.current);
+        let read = read_bytes(&mut current, buffer, || self.next_bytes());
+        self.current = current;
+        read
     }
 }

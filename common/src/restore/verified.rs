@@ -6,7 +6,7 @@ use std::path::Path;
 use bytes::Bytes;
 
 use super::RestoreError;
-use super::engine::BlockingReader;
+use super::engine::{BlockingReader, read_bytes};
 use crate::format::manifest::Stream;
 
 /// Reads a whole stream for a thread that may block, and checks length and BLAKE3 at its end: the last read fails where they
@@ -88,14 +88,9 @@ impl VerifiedReader {
 
 impl Read for VerifiedReader {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if self.current.is_empty() {
-            match self.next_bytes() {
-                None => return Ok(0),
-                Some(bytes) => self.current = bytes.map_err(io::Error::other)?,
-            }
-        }
-        let n = buffer.len().min(self.current.len());
-        buffer[..n].copy_from_slice(&self.current.split_to(n));
-        Ok(n)
+        let mut current = std::mem::take(&mut self.current);
+        let read = read_bytes(&mut current, buffer, || self.next_bytes());
+        self.current = current;
+        read
     }
 }

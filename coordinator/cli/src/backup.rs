@@ -1,7 +1,5 @@
 //! `sealift backup run|list|show|verify`.
 
-use std::time::Duration;
-
 use clap::{Args, Subcommand, ValueEnum};
 use sealift_common::clock::UnixMillis;
 use sealift_common::telemetry;
@@ -17,7 +15,7 @@ use crate::identity::IdentityArgs;
 use crate::progress::Bar;
 use crate::restore::Pins;
 use crate::run::{self, RunView, nothing_selected, worst};
-use crate::time::{Since, parse_since, relative, rfc3339, rough};
+use crate::time::{Since, parse_since, relative, rfc3339, took};
 use crate::ui::{self, Change};
 
 /// `sealift backup …`
@@ -207,14 +205,7 @@ impl BackupView {
                 "Made",
                 format!("{} ({})", self.created.clone().unwrap_or_default(), relative(self.created_ms, now)),
             ),
-            (
-                "Took",
-                if self.duration_ms > 0 {
-                    rough(Duration::from_millis(self.duration_ms))
-                } else {
-                    String::new()
-                },
-            ),
+            ("Took", took(self.duration_ms)),
             (
                 "Size",
                 format!(
@@ -272,7 +263,7 @@ async fn start(app: &App, args: RunArgs) -> Result<Exit> {
     if reply.runs.is_empty() {
         return Err(nothing_selected());
     }
-    let runs = if args.wait { wait(app, &coordinator, &reply.runs).await? } else { reply.runs };
+    let runs = if args.wait { wait(app, coordinator, &reply.runs).await? } else { reply.runs };
     let views: Vec<RunView> = runs.iter().map(RunView::from).collect();
     match app.ui.format {
         ui::Format::Json => app.ui.json(&views)?,
@@ -299,10 +290,10 @@ async fn selected(app: &App, coordinator: &Coordinator, selector: &str) -> Resul
 }
 
 /// Watches the runs one after the other: they run side by side, so the last one to end is the last one waited for.
-async fn wait(app: &App, coordinator: &Coordinator, runs: &[v1::Run]) -> Result<Vec<v1::Run>> {
+async fn wait(app: &App, mut coordinator: Coordinator, runs: &[v1::Run]) -> Result<Vec<v1::Run>> {
     let mut ended = Vec::with_capacity(runs.len());
     for started in runs {
-        ended.push(run::watch(&app.ui, coordinator, &started.id).await?);
+        ended.push(run::watch(app, &mut coordinator, &started.id).await?);
     }
     Ok(ended)
 }

@@ -13,7 +13,7 @@ use crate::app::App;
 use crate::coordinator::{Coordinator, Limit, pages};
 use crate::error::{Error, Exit, Result, said};
 use crate::progress::Bar;
-use crate::time::{Since, parse_since, relative, rfc3339, rough};
+use crate::time::{Since, parse_since, relative, rfc3339, rough, took};
 use crate::ui::{self, Change, Ui};
 
 /// `sealift run …`
@@ -211,14 +211,7 @@ impl RunView {
             ("Backup", self.backup_id.clone().unwrap_or_default()),
             ("Asked for", format!("{} by {}", relative(self.created_ms, now), self.requested_by)),
             ("Started", self.started.clone().unwrap_or_default()),
-            (
-                "Took",
-                if self.duration_ms > 0 {
-                    rough(Duration::from_millis(self.duration_ms))
-                } else {
-                    String::new()
-                },
-            ),
+            ("Took", took(self.duration_ms)),
             (
                 "Progress",
                 self.progress.as_ref().map_or_else(String::new, |p| {
@@ -289,7 +282,7 @@ async fn list(app: &App, args: ListArgs) -> Result<Exit> {
             format!("{}/{}", view.agent, view.source),
             view.state.clone(),
             relative(view.created_ms, now),
-            if view.duration_ms > 0 { rough(Duration::from_millis(view.duration_ms)) } else { String::new() },
+            took(view.duration_ms),
             view.error.clone().unwrap_or_default().chars().take(80).collect(),
         ]
     })?;
@@ -320,7 +313,7 @@ async fn cancel(app: &App, args: CancelArgs) -> Result<Exit> {
 }
 
 async fn watch_one(app: &App, args: OneArgs) -> Result<Exit> {
-    let run = watch(&app.ui, &app.connect().await?, &args.run).await?;
+    let run = watch(app, &mut app.connect().await?, &args.run).await?;
     if app.ui.format == ui::Format::Json {
         app.ui.json(&RunView::from(&run))?;
     }
@@ -328,29 +321,39 @@ async fn watch_one(app: &App, args: OneArgs) -> Result<Exit> {
 }
 
 /// How long a coordinator that went away is waited for: so many times this pause.
-const RECONNECTS: u32 = 60;
+const RECONNECTS: u32 = 90;
 const RECONNECT_PAUSE: Duration = Duration::from_secs(2);
 
-/// Follows a run to its end, showing progress on stderr; a coordinator that restarts meanwhile is waited for.
-pub async fn watch(ui: &Ui, coordinator: &Coordinator, run: &str) -> Result<v1::Run> {
+/// Follows a run to its end, showing progress on stderr. Coordinators restart: the run goes on meanwhile, and so does this, with
+/// whichever coordinator of the context answers.
+pub async fn watch(app: &App, coordinator: &mut Coordinator, run: &str) -> Result<v1::Run> {
     let failed = said("watch the run");
-    let mut follower = Follower { ui, bar: None, last: String::new() };
-    let mut lost = 0;
+    let mut follower = Follower { ui: &app.ui, bar: None, last: String::new(), lost: 0 };
     loop {
-        let error = match follow(coordinator, run, &mut follower, &mut lost).await {
+        let error = match follow(coordinator, run, &mut follower).await {
             Ok(Some(run)) => {
                 follower.end(coordinator, &run).await;
                 return Ok(run);
             }
-            Ok(None) => tonic::Status::unavailable("the coordinator ended the stream"),
-            Err(status) => status,
+            Ok(None) => failed(tonic::Status::unavailable("the coordinator ended the stream")),
+            Err(status) if is_lost(&status) => failed(status),
+            Err(status) => {
+                follower.close();
+                return Err(failed(status));
+            }
         };
-        lost += 1;
-        if error.code() != tonic::Code::Unavailable || lost > RECONNECTS {
-            follower.close();
-            return Err(failed(error));
-        }
-        tokio::time::sleep(RECONNECT_PAUSE).await;
+        *coordinator = follower.reconnect(app, error).await?;
+    }
+}
+
+/// Whether the connection ended, rather than the coordinator saying no.
+fn is_lost(status: &tonic::Status) -> bool {
+    use tonic::Code;
+    match status.code() {
+        // What the transport says of itself: the coordinator names each of its own errors.
+        Code::Unavailable | Code::Cancelled | Code::Unknown => true,
+        Code::Internal => status.message().starts_with("h2 protocol error"),
+        _ => false,
     }
 }
 
@@ -358,13 +361,12 @@ async fn follow(
     coordinator: &Coordinator,
     run: &str,
     follower: &mut Follower<'_>,
-    lost: &mut u32,
 ) -> Result<Option<v1::Run>, tonic::Status> {
     let request = v1::GetRunRequest { run: run.to_owned() };
     let mut changes = coordinator.runs().watch_run(request).await?.into_inner();
     while let Some(change) = changes.next().await {
         let run = change?;
-        *lost = 0;
+        follower.found();
         if outcome(&run.state).is_some() {
             return Ok(Some(run));
         }
@@ -378,6 +380,8 @@ struct Follower<'a> {
     ui: &'a Ui,
     bar: Option<Bar>,
     last: String,
+    /// How often in a row the coordinator was not there.
+    lost: u32,
 }
 
 impl Follower<'_> {
@@ -402,6 +406,30 @@ impl Follower<'_> {
                 self.ui.note(format!("{name}: {stage}"));
             }
             self.last.clone_from(stage);
+        }
+    }
+
+    /// Waits for a coordinator, with bounded patience; `error` is what happened to the last one.
+    async fn reconnect(&mut self, app: &App, mut error: Error) -> Result<Coordinator> {
+        if self.lost == 0 {
+            self.close();
+            self.ui.note(format!("{error}; the run goes on: waiting for the coordinator"));
+        }
+        while self.lost < RECONNECTS {
+            self.lost += 1;
+            tokio::time::sleep(RECONNECT_PAUSE).await;
+            match app.connect().await {
+                Err(away) if away.exit() == Exit::Unreachable => error = away,
+                connected => return connected,
+            }
+        }
+        Err(error)
+    }
+
+    /// The coordinator answers.
+    fn found(&mut self) {
+        if std::mem::take(&mut self.lost) > 0 {
+            self.ui.note("the coordinator is back");
         }
     }
 

@@ -103,6 +103,11 @@ pub fn rough(duration: Duration) -> String {
     }
 }
 
+/// How long something took, in milliseconds; empty where that is not known yet.
+pub fn took(duration_ms: u64) -> String {
+    if duration_ms > 0 { rough(Duration::from_millis(duration_ms)) } else { String::new() }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -73,7 +73,9 @@ impl From<IdentityError> for Status {
             E::NameTaken { .. } | E::AgentTaken(_) => Code::AlreadyExists,
             E::KeyObject(_) | E::Trust(_) => return whole(Code::PermissionDenied, &error),
             E::AgentUnknown(_) | E::NoToken(_) => Code::NotFound,
-            E::ChallengeUnknown | E::TrustVersion { .. } | E::NoRoots => Code::FailedPrecondition,
+            E::OtherRoot { .. } | E::ChallengeUnknown | E::TrustVersion { .. } | E::NoRoots => {
+                Code::FailedPrecondition
+            }
             E::TooManyChallenges => Code::ResourceExhausted,
             E::Ca(CaError::Request(_)) => Code::InvalidArgument,
             E::Objects(inner) if inner.is_retryable() => return whole(Code::Unavailable, &error),

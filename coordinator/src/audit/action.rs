@@ -42,10 +42,10 @@ actions! {
         AgentEnroll = "agent.enroll", AgentChallenge = "agent.challenge", AgentRecover = "agent.recover",
     }
     Agent {
-        CertificateRenew = "certificate.renew", SessionOpen = "session.open",
+        CertificateRenew = "certificate.renew", SessionOpen = "session.open", SeriesAhead = "series.ahead",
         BackupBegin = "backup.begin", PackAuthorize = "pack.authorize", PackConfirm = "pack.confirm",
         IndexRead = "index.read", BackupPrepare = "backup.prepare", BackupCommit = "backup.commit",
-        AttemptFail = "attempt.fail",
+        AttemptAnswer = "attempt.answer", AttemptFail = "attempt.fail",
     }
     Admin {
         TokenCreate = "token.create", TokenList = "token.list", TokenRevoke = "token.revoke",

@@ -12,7 +12,7 @@ use serde_json::Value;
 use super::{Action, Subject};
 use crate::core::Core;
 use crate::store::audit::{EventRow, append};
-use crate::store::{Borrowed, StoreError, Tx, may_have_happened};
+use crate::store::{Borrowed, StoreError, Tx};
 
 /// Longest text of one detail, in characters: an error message must not flood the audit.
 const MAX_DETAIL: usize = 2_000;
@@ -67,6 +67,11 @@ pub enum AccessError {
 pub trait OpError: std::error::Error + From<StoreError> + From<AccessError> + Send + Sync + 'static {
     /// Whether this says that the caller asked for what is not theirs to ask: audited as `refused`, not as `failed`.
     fn is_refusal(&self) -> bool {
+        false
+    }
+
+    /// Whether this says no more than *not yet*: the caller asks again, and the audit need not hear of it each time.
+    fn is_passing(&self) -> bool {
         false
     }
 }
@@ -128,7 +133,7 @@ impl Details {
 /// Who asks for an operation, from where, under which request.
 #[derive(Debug, Clone)]
 pub struct OpContext {
-    core: Core,
+    pub(super) core: Core,
     actor: Actor,
     address: Option<SocketAddr>,
     request_id: RequestId,
@@ -158,17 +163,6 @@ impl OpContext {
     /// Ties events and log lines of one request together.
     pub fn request_id(&self) -> RequestId {
         self.request_id
-    }
-
-    /// The agent that asks, where it is one: operations of agents are for themselves only.
-    ///
-    /// # Errors
-    /// [`AccessError::Denied`] for everybody else.
-    pub fn agent(&self, action: Action) -> Result<AgentId, AccessError> {
-        match &self.actor {
-            Actor::Agent(id) => Ok(*id),
-            actor => Err(AccessError::Denied { actor: actor.clone(), action }),
-        }
     }
 
     /// Whether the caller may do `action` to `entity`; a refusal is audited. Enough by itself for what only reads.
@@ -215,32 +209,13 @@ impl OpContext {
             + Send
             + Sync,
     {
-        self.authorize(action, entity).await?;
-        let (work, details) = (&work, &details);
-        let outcome = self
-            .core
-            .store
-            .run_tx(action.as_str(), move |tx, _| {
-                async move {
-                    self.record(tx, action, entity, Outcome::Intended, details.clone()).await?;
-                    let (value, said) = work(tx, std::marker::PhantomData).await?;
-                    self.record(tx, action, entity, Outcome::Done, said).await?;
-                    Ok::<_, E>(value)
-                }
-                .boxed()
-            })
-            .await;
-        if let Err(error) = &outcome
-            && !may_have_happened(error)
-        {
-            self.record_failure(action, entity, details, error).await;
-        }
-        outcome
+        let operation = self.operation(action, entity, details);
+        operation.run(operation.change(work).boxed()).await
     }
 
     /// Records that `action` did not come about: both events, or one for a refusal. The error is on its way to the caller
     /// already, so that a database that cannot take the record either is only logged.
-    pub async fn record_failure<E: OpError>(
+    pub(super) async fn record_failure<E: OpError>(
         &self,
         action: Action,
         entity: &(dyn fmt::Display + Sync),

@@ -5,6 +5,8 @@
 
 mod action;
 mod context;
+mod operation;
 
 pub use action::{Action, Subject};
 pub use context::{AccessError, Actor, Details, OpContext, OpError, Outcome};
+pub use operation::Operation;

@@ -81,15 +81,19 @@ impl Backups {
         epoch: EpochId,
         known_trust: u64,
     ) -> Result<Begun, BackupError> {
-        let agent = ctx.agent(Action::BackupBegin)?;
-        self.settle_series(ctx, attempt, agent).await?;
-        let id = BackupId::generate(&self.core.random);
-        let nonce = self.core.random.bytes();
+        let new = NewBackup {
+            id: BackupId::generate(&self.core.random),
+            nonce: self.core.random.bytes(),
+            epoch,
+            known_trust,
+        };
         let details = Details::none().with("attempt", attempt.to_string());
-        let begun = ctx
-            .perform(Action::BackupBegin, &format!("backup:{id}"), details, move |tx, _| {
+        let operation = ctx.operation(Action::BackupBegin, format!("backup:{}", new.id), details);
+        let begin = async {
+            let agent = operation.agent()?;
+            self.settle_series(ctx, attempt, agent).await?;
+            let record = operation.change(move |tx, _| {
                 async move {
-                    let new = NewBackup { id, nonce, epoch, known_trust };
                     let begun = self.record_begin(tx, attempt, agent, new).await?;
                     let said = Details::none()
                         .with("series", begun.backup.series.to_string())
@@ -98,8 +102,10 @@ impl Backups {
                     Ok::<_, BackupError>((begun, said))
                 }
                 .boxed()
-            })
-            .await?;
+            });
+            record.await
+        };
+        let begun = operation.run(begin.boxed()).await?;
         self.runs.changed(attempt.run);
         Ok(begun)
     }
@@ -120,12 +126,7 @@ impl Backups {
             }
             .boxed()
         });
-        let found = find.await;
-        if let Err(error) = &found {
-            ctx.record_failure(Action::BackupBegin, &format!("attempt:{attempt}"), &Details::none(), error)
-                .await;
-        }
-        let (series, committing, listed) = found?;
+        let (series, committing, listed) = find.await?;
         for backup in &committing {
             self.resolve(backup).await?;
         }

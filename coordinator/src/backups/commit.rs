@@ -3,11 +3,11 @@
 use futures::FutureExt as _;
 use sealift_common::format::manifest::Manifest;
 use sealift_common::format::names::ObjectName;
-use sealift_common::id::BackupId;
+use sealift_common::id::{AgentId, BackupId};
 
 use super::current::CurrentError;
 use super::{BackupError, Backups};
-use crate::audit::{Action, Details, OpContext};
+use crate::audit::{Action, Details, OpContext, Operation};
 use crate::objects::{ByteRange, ObjectErrorKind};
 use crate::runs::state::{AttemptEvent, AttemptState};
 use crate::runs::{AttemptRef, Report, advance, attempt};
@@ -43,8 +43,22 @@ impl Backups {
         attempt: &AttemptRef,
         id: BackupId,
     ) -> Result<Committed, BackupError> {
-        let agent = ctx.agent(Action::BackupCommit)?;
-        let found = self.core.store.run_tx("find a prepared backup", move |tx, _| {
+        let details = Details::none().with("attempt", attempt.to_string());
+        let operation = ctx.operation(Action::BackupCommit, format!("backup:{id}"), details);
+        let commit = async {
+            let backup = self.prepared_by(operation.agent()?, attempt, id).await?;
+            self.commit_if_there(&operation, &backup).await
+        };
+        operation.run(commit.boxed()).await
+    }
+
+    async fn prepared_by(
+        &self,
+        agent: AgentId,
+        attempt: &AttemptRef,
+        id: BackupId,
+    ) -> Result<BackupRow, BackupError> {
+        let find = self.core.store.run_tx("find a prepared backup", move |tx, _| {
             async move {
                 // Not fenced: the attempt may be over by now, and the backup is there all the same.
                 attempt::find(tx, attempt, agent).await?;
@@ -56,20 +70,14 @@ impl Backups {
             }
             .boxed()
         });
-        let outcome = match found.await {
-            Ok(backup) => self.commit_if_there(ctx, &backup).await,
-            Err(error) => Err(error),
-        };
-        if let Err(error) = &outcome
-            && error.is_refusal_of_commit()
-        {
-            let details = Details::none().with("attempt", attempt.to_string());
-            ctx.record_failure(Action::BackupCommit, &format!("backup:{id}"), &details, error).await;
-        }
-        outcome
+        find.await
     }
 
-    async fn commit_if_there(&self, ctx: &OpContext, backup: &BackupRow) -> Result<Committed, BackupError> {
+    async fn commit_if_there(
+        &self,
+        operation: &Operation<'_>,
+        backup: &BackupRow,
+    ) -> Result<Committed, BackupError> {
         let prepared = backup.prepared.as_ref().ok_or(BackupError::NotPrepared { backup: backup.id })?;
         let partial = prepared.partial;
         if backup.state == BackupState::Committed {
@@ -77,7 +85,7 @@ impl Backups {
         }
         match self.look(backup, prepared).await? {
             Seen::Present => {
-                self.follow(ctx, Action::BackupCommit, backup).await?;
+                self.follow(operation, backup).await?;
                 Ok(Committed { partial })
             }
             Seen::Absent => Err(BackupError::NotArrived { backup: backup.id }),
@@ -124,19 +132,18 @@ impl Backups {
     /// The manifest is in the bucket: the backup is committed, its packs are live, and its run has ended.
     pub(super) async fn follow(
         &self,
-        ctx: &OpContext,
-        action: Action,
+        operation: &Operation<'_>,
         backup: &BackupRow,
     ) -> Result<(), BackupError> {
         let id = backup.id;
-        ctx.perform(action, &format!("backup:{id}"), Details::none(), move |tx, _| {
+        let record = operation.change(move |tx, _| {
             async move {
                 let said = self.record_commit(tx, id).await?;
                 Ok::<_, BackupError>(((), said))
             }
             .boxed()
-        })
-        .await?;
+        });
+        record.await?;
         self.runs.ended(backup.run);
         Ok(())
     }
@@ -171,12 +178,5 @@ impl Backups {
             advance(tx, now, &attempt, AttemptEvent::Commit, report).await?;
         }
         Ok(said)
-    }
-}
-
-impl BackupError {
-    /// A commit that finds no manifest yet is asked again; the others are worth a record.
-    fn is_refusal_of_commit(&self) -> bool {
-        !matches!(self, Self::NotArrived { .. } | Self::Objects(_) | Self::Store(_))
     }
 }

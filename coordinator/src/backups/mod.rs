@@ -150,8 +150,12 @@ impl OpError for BackupError {
             Self::Current(inner) => inner.is_refusal(),
             Self::Run(inner) => inner.is_refusal(),
             Self::Manifest { .. } | Self::OtherManifest { .. } | Self::Altered { .. } => true,
-            Self::ForeignObject { .. } => true,
+            Self::NotPrepared { .. } | Self::NotArrived { .. } | Self::ForeignObject { .. } => true,
             _ => false,
         }
+    }
+
+    fn is_passing(&self) -> bool {
+        matches!(self, Self::Objects(error) if error.is_retryable())
     }
 }

@@ -103,22 +103,16 @@ impl Backups {
         head: PrepareHead,
         public: Bytes,
     ) -> Result<PrepareAnswer, BackupError> {
-        let agent = ctx.agent(Action::BackupPrepare)?;
-        let (entity, head) = (format!("backup:{}", head.backup), &head);
+        let head = &head;
         let details = Details::none()
             .with("attempt", attempt.to_string())
             .with("manifest_sha256", head.manifest_sha256.to_string());
-        let parsed = match parse(head.clone(), public).await {
-            Ok(parsed) => parsed,
-            Err(mismatch) => {
-                let error = BackupError::Manifest { backup: head.backup, mismatch };
-                ctx.record_failure(Action::BackupPrepare, &entity, &details, &error).await;
-                return Err(error);
-            }
-        };
-        let parsed = &parsed;
-        let prepared = ctx
-            .perform(Action::BackupPrepare, &entity, details, move |tx, _| {
+        let operation = ctx.operation(Action::BackupPrepare, format!("backup:{}", head.backup), details);
+        let prepare = async {
+            let agent = operation.agent()?;
+            let mismatch = |mismatch| BackupError::Manifest { backup: head.backup, mismatch };
+            let parsed = &parse(head.clone(), public).await.map_err(mismatch)?;
+            let record = operation.change(move |tx, _| {
                 async move {
                     let row = self.record_prepare(tx, attempt, agent, head, parsed).await?;
                     let said = Details::none()
@@ -128,8 +122,10 @@ impl Backups {
                     Ok::<_, BackupError>((row, said))
                 }
                 .boxed()
-            })
-            .await?;
+            });
+            record.await
+        };
+        let prepared = operation.run(prepare.boxed()).await?;
         self.runs.changed(attempt.run);
         let Some(backup) = prepared else { return Ok(PrepareAnswer::AlreadyCommitted) };
         let name = ObjectName::Manifest {

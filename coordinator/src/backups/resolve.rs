@@ -73,23 +73,24 @@ impl Backups {
     /// Those of store and database.
     pub(super) async fn resolve(&self, backup: &BackupRow) -> Result<BackupState, BackupError> {
         let Some(prepared) = &backup.prepared else { return Ok(backup.state) };
-        let ctx = &OpContext::coordinator(&self.core);
+        let ctx = OpContext::coordinator(&self.core);
+        let entity = format!("backup:{}", backup.id);
+        let operation = ctx.operation(Action::BackupResolve, entity, Details::none());
         if matches!(self.look(backup, prepared).await?, Seen::Present) {
-            self.follow(ctx, Action::BackupResolve, backup).await?;
+            operation.run(self.follow(&operation, backup).boxed()).await?;
             return Ok(BackupState::Committed);
         }
         if backup.state != BackupState::Committing || self.core.clock.now() <= prepared.signed_until {
             return Ok(backup.state);
         }
-        let entity = format!("backup:{}", backup.id);
-        let moved = ctx.perform(Action::BackupResolve, &entity, Details::none(), move |tx, _| {
+        let moved = operation.change(move |tx, _| {
             async move {
                 let state = self.record_absence(tx, backup).await?;
                 Ok::<_, BackupError>((state, Details::none().with("state", state.as_str())))
             }
             .boxed()
         });
-        let state = moved.await?;
+        let state = operation.run(moved.boxed()).await?;
         self.runs.changed(backup.run);
         Ok(state)
     }

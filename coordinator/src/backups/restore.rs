@@ -115,14 +115,10 @@ impl Backups {
         lease: LeaseId,
         objects: &[String],
     ) -> Result<Vec<SignedRequest>, BackupError> {
-        ctx.authorize(Action::RestoreSign, &format!("restore:{lease}")).await?;
-        let allowed = self.allowed(ctx, lease, objects).await;
-        if let Err(error @ BackupError::ForeignObject { .. }) = &allowed {
-            let entity = format!("restore:{lease}");
-            ctx.record_failure(Action::RestoreSign, &entity, &Details::none(), error).await;
-        }
+        let operation = ctx.operation(Action::RestoreSign, format!("restore:{lease}"), Details::none());
+        let allowed = operation.run(self.allowed(ctx, lease, objects).boxed()).await?;
         let sign = |key: &ObjectKey| self.objects.sign_get(key).map_err(BackupError::Signing);
-        allowed?.iter().map(sign).collect()
+        allowed.iter().map(sign).collect()
     }
 
     async fn allowed(

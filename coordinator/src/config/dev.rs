@@ -113,14 +113,20 @@ impl DevDir {
         }
     }
 
-    /// Writes `context.toml` for the CLI, with the addresses that are really listened on.
+    /// Writes `context.toml` for the CLI, with the addresses that are really listened on, and the root key pinned.
     ///
     /// # Errors
     /// [`ConfigError::Write`].
-    pub fn write_context(&self, coordinator: &Url) -> Result<PathBuf, ConfigError> {
-        let coordinator = coordinator.as_str().trim_end_matches('/');
+    pub fn write_context(&self, coordinator: &Url, root: Sha256) -> Result<PathBuf, ConfigError> {
         let path = self.0.join("context.toml");
-        write_context(&path, "dev", &[coordinator], "ca/ca.pem", Some("root.key"))?;
+        write_context(
+            &path,
+            "dev",
+            std::slice::from_ref(coordinator),
+            "ca/ca.pem",
+            &[root],
+            Some("root.key"),
+        )?;
         Ok(path)
     }
 }
@@ -132,16 +138,22 @@ impl DevDir {
 pub fn write_context(
     path: &Path,
     name: &str,
-    coordinators: &[&str],
+    coordinators: &[Url],
     ca: &str,
+    roots: &[Sha256],
     root_key: Option<&str>,
 ) -> Result<(), ConfigError> {
+    let urls = coordinators.iter().map(|url| url.as_str().trim_end_matches('/'));
     let mut context = toml::Table::new();
     context.insert("name".into(), name.into());
-    context.insert("coordinators".into(), coordinators.to_vec().into());
+    context.insert("coordinators".into(), urls.collect::<Vec<_>>().into());
     context.insert("ca".into(), ca.into());
     context.insert("certificate".into(), "admin.pem".into());
     context.insert("key".into(), "admin.key".into());
+    if !roots.is_empty() {
+        let roots: Vec<String> = roots.iter().map(Sha256::to_string).collect();
+        context.insert("root_key_sha256".into(), roots.into());
+    }
     if let Some(root_key) = root_key {
         context.insert("root_key".into(), root_key.into());
     }

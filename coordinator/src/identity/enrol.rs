@@ -14,7 +14,7 @@ use super::ca::{Issued, RequestedKey};
 use super::peer::Subject;
 use super::token::Token;
 use super::{Identities, IdentityError};
-use crate::audit::{Action, Details, OpContext};
+use crate::audit::{Action, Details, OpContext, Operation};
 use crate::objects::{ObjectErrorKind, Put};
 use crate::store::agents::{self, AgentRow, AgentState};
 use crate::store::tokens::{self, TokenRow};
@@ -46,6 +46,8 @@ pub struct Enrolment {
     pub agent: AgentId,
     /// Its version.
     pub version: String,
+    /// The root keys that it pinned.
+    pub root_pins: Vec<Sha256>,
 }
 
 /// What an agent gets.
@@ -68,51 +70,39 @@ impl Identities {
     /// # Errors
     /// [`IdentityError`]: one for each way in which a token is not good, and for what does not hold in the request.
     pub async fn enrol(&self, ctx: &OpContext, request: Enrolment) -> Result<Membership, IdentityError> {
-        let entity = format!("agent:{}", request.agent);
         let details =
             Details::none().with("token", request.token.id.as_str()).with("host", said(&request.host));
-        match self.try_enrol(ctx, &entity, &details, &request).await {
-            // The refusals before the transaction; those in it are recorded there.
-            Err(Early::Before(error)) => {
-                ctx.record_failure(Action::AgentEnroll, &entity, &details, &error).await;
-                Err(error)
-            }
-            Err(Early::Within(error)) => Err(error),
-            Ok(membership) => Ok(membership),
-        }
+        let operation = ctx.operation(Action::AgentEnroll, format!("agent:{}", request.agent), details);
+        operation.run(self.try_enrol(&operation, &request).boxed()).await
     }
 
     async fn try_enrol(
         &self,
-        ctx: &OpContext,
-        entity: &str,
-        details: &Details,
+        operation: &Operation<'_>,
         request: &Enrolment,
-    ) -> Result<Membership, Early> {
-        let object = self.check_before_bucket(request).await.map_err(Early::Before)?;
+    ) -> Result<Membership, IdentityError> {
+        let object = self.check_before_bucket(request).await?;
         let row = self.new_agent(request, &object);
-        let (row, issued) = ctx
-            .perform(Action::AgentEnroll, &entity, details.clone(), |tx, _| {
-                let row = row.clone();
-                async move {
-                    let agent = admit(tx, self.core.clock.now(), request, row).await?;
-                    let (agent, issued) = self.certify(tx, agent, &request.key).await?;
-                    let said = Details::none()
-                        .with("name", agent.name.as_str())
-                        .with("serial", issued.serial.as_str());
-                    Ok::<_, IdentityError>(((agent, issued), said))
-                }
-                .boxed()
-            })
-            .await
-            .map_err(Early::Within)?;
-        self.membership(row, issued).await.map_err(Early::Within)
+        let admit = operation.change(|tx, _| {
+            let row = row.clone();
+            async move {
+                let agent = admit(tx, self.core.clock.now(), request, row).await?;
+                let (agent, issued) = self.certify(tx, agent, &request.key).await?;
+                let said =
+                    Details::none().with("name", agent.name.as_str()).with("serial", issued.serial.as_str());
+                Ok::<_, IdentityError>(((agent, issued), said))
+            }
+            .boxed()
+        });
+        let (row, issued) = admit.await?;
+        self.membership(row, issued).await
     }
 
     /// Who has no good token must not make the coordinator write into the bucket; all of it is asked again in the
     /// transaction.
     async fn check_before_bucket(&self, request: &Enrolment) -> Result<AgentKeyObject, IdentityError> {
         let object = AgentKeyObject::parse_first(&request.key_object, request.agent, &request.signing_key)?;
+        self.check_pins(&request.root_pins)?;
         let mut conn = self.core.store.reader().await?;
         let token = known_token(&mut conn, &request.token).await?;
         if known_agent(&mut conn, request, &token).await?.is_none() {
@@ -126,6 +116,16 @@ impl Identities {
             Err(error) if error.kind != ObjectErrorKind::AlreadyThere => Err(error.into()),
             _ => Ok(object),
         }
+    }
+
+    /// A host that pinned another root key would refuse its first backup: it is told now, while its token is good. (What it
+    /// believes later it verifies itself, against its pins.)
+    fn check_pins(&self, pins: &[Sha256]) -> Result<(), IdentityError> {
+        let roots = &self.settings.roots;
+        if pins.is_empty() || roots.is_empty() || pins.iter().any(|pin| roots.contains(pin)) {
+            return Ok(());
+        }
+        Err(IdentityError::OtherRoot { pinned: pins.to_vec() })
     }
 
     fn new_agent(&self, request: &Enrolment, object: &AgentKeyObject) -> NewAgent {
@@ -165,30 +165,28 @@ impl Identities {
     /// # Errors
     /// [`IdentityError::AgentRevoked`], or those of access and database.
     pub async fn renew(&self, ctx: &OpContext, key: RequestedKey) -> Result<Membership, IdentityError> {
-        let agent = ctx.agent(Action::CertificateRenew)?;
-        self.reissue(ctx, Action::CertificateRenew, agent, key).await
+        let operation = ctx.operation(Action::CertificateRenew, ctx.actor(), Details::none());
+        let reissue = async { self.reissue(&operation, operation.agent()?, &key).await };
+        operation.run(reissue.boxed()).await
     }
 
     async fn reissue(
         &self,
-        ctx: &OpContext,
-        action: Action,
+        operation: &Operation<'_>,
         agent: AgentId,
-        key: RequestedKey,
+        key: &RequestedKey,
     ) -> Result<Membership, IdentityError> {
-        let (key, entity) = (&key, format!("agent:{agent}"));
-        let (row, issued) = ctx
-            .perform(action, &entity, Details::none(), move |tx, _| {
-                async move {
-                    agents::lock(tx, agent).await?;
-                    let row = active(tx, agent).await?;
-                    let (row, issued) = self.certify(tx, row, key).await?;
-                    let said = Details::none().with("serial", issued.serial.as_str());
-                    Ok::<_, IdentityError>(((row, issued), said))
-                }
-                .boxed()
-            })
-            .await?;
+        let reissue = operation.change(move |tx, _| {
+            async move {
+                agents::lock(tx, agent).await?;
+                let row = active(tx, agent).await?;
+                let (row, issued) = self.certify(tx, row, key).await?;
+                let said = Details::none().with("serial", issued.serial.as_str());
+                Ok::<_, IdentityError>(((row, issued), said))
+            }
+            .boxed()
+        });
+        let (row, issued) = reissue.await?;
         self.membership(row, issued).await
     }
 
@@ -221,15 +219,12 @@ impl Identities {
         csr_der: &[u8],
         signature: &[u8],
     ) -> Result<Membership, IdentityError> {
-        let checked = self.answered(agent, challenge, csr_der, signature).await;
-        match checked {
-            Ok(key) => self.reissue(ctx, Action::AgentRecover, agent, key).await,
-            Err(error) => {
-                let entity = format!("agent:{agent}");
-                ctx.record_failure(Action::AgentRecover, &entity, &Details::none(), &error).await;
-                Err(error)
-            }
-        }
+        let operation = ctx.operation(Action::AgentRecover, format!("agent:{agent}"), Details::none());
+        let recover = async {
+            let key = self.answered(agent, challenge, csr_der, signature).await?;
+            self.reissue(&operation, agent, &key).await
+        };
+        operation.run(recover.boxed()).await
     }
 
     async fn answered(
@@ -255,12 +250,6 @@ impl Identities {
             .map_err(|_| IdentityError::ChallengeSignature(agent))?;
         Ok(RequestedKey::parse(csr_der)?)
     }
-}
-
-/// Whether the audit has the refusal already.
-enum Early {
-    Before(IdentityError),
-    Within(IdentityError),
 }
 
 #[derive(Clone)]

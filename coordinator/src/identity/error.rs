@@ -2,7 +2,7 @@
 
 use sealift_common::clock::UnixMillis;
 use sealift_common::crypto::{AgentKeyError, TrustError};
-use sealift_common::id::AgentId;
+use sealift_common::id::{AgentId, Sha256};
 use sealift_common::name::InvalidName;
 
 use super::ca::CaError;
@@ -86,6 +86,15 @@ pub enum IdentityError {
     /// No such token to revoke.
     #[error("there is no token {0:?}")]
     NoToken(String),
+    /// A host that believes in another root key.
+    #[error(
+        "the root key that was pinned ({}) is not one of this coordinator's",
+        .pinned.iter().map(Sha256::to_string).collect::<Vec<_>>().join(", ")
+    )]
+    OtherRoot {
+        /// Its pins.
+        pinned: Vec<Sha256>,
+    },
     /// The trust policy is not signed, or does not follow.
     #[error("the trust policy is refused")]
     Trust(#[from] TrustError),
@@ -132,6 +141,7 @@ impl OpError for IdentityError {
                 | E::ChallengeUnknown
                 | E::ChallengeSignature(_)
                 | E::KeyObject(_)
+                | E::OtherRoot { .. }
                 | E::Trust(_)
         )
     }

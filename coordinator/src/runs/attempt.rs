@@ -62,7 +62,7 @@ pub struct Report {
 /// transaction in which an agent writes.
 ///
 /// # Errors
-/// [`RunError::NotFound`], [`RunError::NotYours`], [`RunError::Stale`], [`RunError::Over`], or the database's own.
+/// [`RunError::NotYours`], [`RunError::Stale`], [`RunError::Over`], or the database's own.
 pub async fn fence(tx: &mut Tx, reference: &AttemptRef, agent: AgentId) -> Result<Attempt, RunError> {
     let attempt = find(tx, reference, agent).await?;
     match attempt.ended {
@@ -86,10 +86,9 @@ pub async fn find(tx: &mut Tx, reference: &AttemptRef, agent: AgentId) -> Result
 /// As [`find`].
 pub async fn look(tx: &mut Tx, reference: &AttemptRef, agent: AgentId) -> Result<Attempt, RunError> {
     let found = attempts::get(tx, reference.run, reference.number).await?;
-    let attempt = found.ok_or_else(|| RunError::NotFound { what: format!("attempt {reference}") })?;
-    if attempt.agent != agent {
-        return Err(RunError::NotYours { attempt: *reference });
-    }
+    // Another host's attempt and one that never was look the same: nobody learns of others' runs by asking.
+    let mine = found.filter(|attempt| attempt.agent == agent);
+    let attempt = mine.ok_or(RunError::NotYours { attempt: *reference })?;
     if (attempt.generation, attempt.epoch) != (reference.generation, reference.epoch) {
         return Err(RunError::Stale { attempt: *reference });
     }
@@ -133,6 +132,14 @@ pub async fn advance(
         end_of_attempt(tx, now, &attempt, &report).await?;
     }
     Ok(attempt)
+}
+
+/// The event that an agent's report of an end is. `stopped`: somebody had asked for it.
+pub fn ended_by_agent(state: AttemptState, stopped: bool) -> AttemptEvent {
+    match (stopped, state) {
+        (true, AttemptState::Preparing) | (false, _) => AttemptEvent::Fail,
+        (true, _) => AttemptEvent::Stopped,
+    }
 }
 
 /// What the end of an attempt means for its run.

@@ -8,7 +8,7 @@ pub mod dispatch;
 pub mod service;
 pub mod state;
 
-pub use attempt::{Attempt, AttemptRef, Report, advance, fence};
+pub use attempt::{Attempt, AttemptRef, Report, advance, ended_by_agent, fence};
 pub use service::{Progress, RunView, Runs};
 
 use sealift_common::clock::UnixMillis;
@@ -66,6 +66,6 @@ pub enum RunError {
 
 impl OpError for RunError {
     fn is_refusal(&self) -> bool {
-        matches!(self, Self::NotYours { .. } | Self::Stale { .. })
+        matches!(self, Self::NotYours { .. } | Self::Stale { .. } | Self::Over { .. })
     }
 }

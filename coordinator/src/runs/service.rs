@@ -10,7 +10,7 @@ use sealift_common::clock::UnixMillis;
 use sealift_common::id::{AgentId, BackupId, RunId};
 use tokio::sync::{Notify, broadcast};
 
-use super::attempt::{AttemptRef, Report, advance, fence, find, lock_open, look};
+use super::attempt::{AttemptRef, Report, advance, ended_by_agent, fence, find, lock_open, look};
 use super::state::{AttemptEvent, AttemptState, RunEvent, RunState};
 use super::{Attempt, RunError};
 use crate::audit::{Action, Details, OpContext, Outcome};
@@ -303,16 +303,17 @@ impl Runs {
     /// As [`fence`], [`RunError::Illegal`], or the database's own.
     pub async fn answered(
         &self,
-        agent: AgentId,
+        ctx: &OpContext,
         reference: &AttemptRef,
         rejected: Option<Report>,
     ) -> Result<(), RunError> {
+        let operation = ctx.operation(Action::AttemptAnswer, format!("attempt:{reference}"), Details::none());
         let (now, rejected) = (self.core.clock.now(), &rejected);
         let until = self.core.lease_time().plus(self.lease);
-        let instance = self.sessions.instance(agent);
-        self.core
-            .store
-            .run_tx("offer answered", move |tx, _| {
+        let answer = async {
+            let agent = operation.agent()?;
+            let instance = self.sessions.instance(agent);
+            let record = self.core.store.run_tx("offer answered", move |tx, _| {
                 async move {
                     let mut attempt = fence(tx, reference, agent).await?;
                     attempt.instance = instance.or(attempt.instance);
@@ -325,8 +326,10 @@ impl Runs {
                     Ok::<_, RunError>(())
                 }
                 .boxed()
-            })
-            .await?;
+            });
+            record.await
+        };
+        operation.run(answer.boxed()).await?;
         self.changed(reference.run);
         Ok(())
     }
@@ -343,29 +346,29 @@ impl Runs {
         report: Report,
         stopped: bool,
     ) -> Result<Attempt, RunError> {
-        let agent = ctx.agent(Action::AttemptFail)?;
         let details =
             Details::none().with("error", report.error.as_str()).with("retryable", report.retryable);
+        let operation = ctx.operation(Action::AttemptFail, format!("attempt:{reference}"), details);
         let report = &report;
-        let attempt = ctx
-            .perform(Action::AttemptFail, &format!("attempt:{reference}"), details, move |tx, _| {
+        let fail = async {
+            let agent = operation.agent()?;
+            let record = operation.change(move |tx, _| {
                 async move {
                     let attempt = find(tx, reference, agent).await?;
                     if attempt.ended.is_some() {
                         return Ok::<_, RunError>((attempt, Details::none().with("late", true)));
                     }
-                    let event = match (stopped, attempt.state) {
-                        (true, AttemptState::Preparing) | (false, _) => AttemptEvent::Fail,
-                        (true, _) => AttemptEvent::Stopped,
-                    };
+                    let event = ended_by_agent(attempt.state, stopped);
                     let now = self.core.clock.now();
                     let attempt = advance(tx, now, &attempt, event, report.clone()).await?;
                     let said = Details::none().with("state", attempt.state.as_str());
                     Ok((attempt, said))
                 }
                 .boxed()
-            })
-            .await?;
+            });
+            record.await
+        };
+        let attempt = operation.run(fail.boxed()).await?;
         self.ended(reference.run);
         Ok(attempt)
     }

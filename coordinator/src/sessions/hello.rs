@@ -7,10 +7,10 @@ use futures::FutureExt as _;
 use sealift_common::id::{AgentId, InstanceId, SeriesId};
 use sealift_common::name::Name;
 
-use super::SessionService;
+use super::{SaidHead, SessionService};
 use crate::audit::{Action, Details, OpContext, Outcome};
 use crate::identity::enrol::said;
-use crate::runs::attempt::{Report, advance, find, lock_open};
+use crate::runs::attempt::{Report, advance, ended_by_agent, find, lock_open};
 use crate::runs::state::{AttemptEvent, AttemptState};
 use crate::runs::{AttemptRef, RunError};
 use crate::store::agents::{self, AgentRow};
@@ -35,6 +35,8 @@ pub struct Hello {
     pub sources: Vec<SaidSource>,
     /// What it works on, or could not report.
     pub attempts: Vec<SaidAttempt>,
+    /// The newest manifests that it knows of.
+    pub heads: Vec<SaidHead>,
 }
 
 /// A source, as its host describes it.
@@ -55,8 +57,22 @@ pub struct SaidSource {
 pub struct SaidAttempt {
     /// Which.
     pub attempt: AttemptRef,
-    /// `None`: it goes on. `Some`: the process that worked on it is gone, with what its journal knows.
-    pub interrupted: Option<String>,
+    /// `None`: it goes on. `Some`: nothing works on it any more.
+    pub ended: Option<SaidEnd>,
+}
+
+/// How an attempt ended, as its host remembers it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SaidEnd {
+    /// The process that worked on it is gone; what its journal knows.
+    Interrupted(String),
+    /// It failed, and its report did not come through.
+    Failed {
+        /// The report.
+        report: Report,
+        /// Somebody had asked for it to end.
+        stopped: bool,
+    },
 }
 
 /// What the agent is to know before anything else.
@@ -74,27 +90,28 @@ impl SessionService {
     /// # Errors
     /// Those of access and database.
     pub async fn hello(&self, ctx: &OpContext, hello: &Hello) -> Result<Welcome, RunError> {
-        let agent = ctx.agent(Action::SessionOpen)?;
+        let operation = ctx.operation(Action::SessionOpen, ctx.actor(), Details::none());
         let address = ctx.address();
-        let welcome = self
-            .core
-            .store
-            .run_tx("hello", |tx, _| {
+        let take_in = async {
+            let agent = operation.agent()?;
+            let record = self.core.store.run_tx("hello", move |tx, _| {
                 async move {
                     let row = self.describe(tx, agent, hello, address).await?;
                     self.take_sources(tx, &row, &hello.sources).await?;
-                    let welcome = self.take_attempts(tx, agent, hello).await?;
+                    let welcome = self.take_attempts(tx, ctx, agent, hello).await?;
+                    self.take_heads(tx, ctx, agent, &hello.heads).await?;
                     let said = Details::none()
                         .with("instance", hello.instance.to_string())
                         .with("version", row.version)
                         .with("sources", hello.sources.len());
-                    ctx.record(tx, Action::SessionOpen, &format!("agent:{agent}"), Outcome::Done, said)
-                        .await?;
+                    ctx.record(tx, Action::SessionOpen, ctx.actor(), Outcome::Done, said).await?;
                     Ok::<_, RunError>(welcome)
                 }
                 .boxed()
-            })
-            .await?;
+            });
+            record.await
+        };
+        let welcome = operation.run(take_in.boxed()).await?;
         self.runs.wake();
         for said in &hello.attempts {
             self.runs.changed(said.attempt.run);
@@ -107,17 +124,19 @@ impl SessionService {
     /// # Errors
     /// Those of access and database.
     pub async fn sources_changed(&self, ctx: &OpContext, said: &[SaidSource]) -> Result<(), RunError> {
-        let agent = ctx.agent(Action::SessionOpen)?;
-        self.core
-            .store
-            .run_tx("sources changed", |tx, _| {
+        let operation = ctx.operation(Action::SessionOpen, ctx.actor(), Details::none());
+        let take_in = async {
+            let agent = operation.agent()?;
+            let record = self.core.store.run_tx("sources changed", move |tx, _| {
                 async move {
                     let row = known(tx, agent).await?;
                     self.take_sources(tx, &row, said).await
                 }
                 .boxed()
-            })
-            .await
+            });
+            record.await
+        };
+        operation.run(take_in.boxed()).await
     }
 
     async fn describe(
@@ -169,18 +188,23 @@ impl SessionService {
 
     /// Attempts of this agent that are open: those it says it works on go on, also where another process of it has taken them
     /// up from its spool; the others are lost with their process.
-    async fn take_attempts(&self, tx: &mut Tx, agent: AgentId, hello: &Hello) -> Result<Welcome, RunError> {
+    async fn take_attempts(
+        &self,
+        tx: &mut Tx,
+        ctx: &OpContext,
+        agent: AgentId,
+        hello: &Hello,
+    ) -> Result<Welcome, RunError> {
         let now = self.core.clock.now();
         let (mut welcome, mut running) = (Welcome::default(), HashSet::new());
-        let mut interrupted = BTreeMap::new();
+        let mut ended = BTreeMap::new();
         for said in &hello.attempts {
             match find(tx, &said.attempt, agent).await {
-                Ok(attempt) if attempt.ended.is_none() => match &said.interrupted {
+                Ok(attempt) if attempt.ended.is_none() => match &said.ended {
                     None => drop(running.insert((attempt.run, attempt.number))),
-                    Some(why) => drop(interrupted.insert((attempt.run, attempt.number), why.clone())),
+                    Some(end) => drop(ended.insert((attempt.run, attempt.number), end.clone())),
                 },
-                Ok(_)
-                | Err(RunError::Stale { .. } | RunError::NotYours { .. } | RunError::NotFound { .. }) => {
+                Ok(_) | Err(RunError::Stale { .. } | RunError::NotYours { .. }) => {
                     welcome.lost.push(said.attempt);
                 }
                 Err(error) => return Err(error),
@@ -203,12 +227,25 @@ impl SessionService {
                 }
                 continue;
             }
-            // Not heard of by the agent: the offer, or the process that took it, is gone.
-            let why = interrupted.remove(&key).filter(|why| !why.is_empty());
-            let error = why.unwrap_or_else(|| "the agent does not work on it any more".to_owned());
-            let report = Report { error: said(&error), ..Report::default() };
+            let (event, action, report) = match ended.remove(&key) {
+                Some(SaidEnd::Failed { report, stopped }) => {
+                    (ended_by_agent(attempt.state, stopped), Action::AttemptFail, report)
+                }
+                Some(SaidEnd::Interrupted(why)) if !why.is_empty() => {
+                    let report = Report { error: said(&why), ..Report::default() };
+                    (AttemptEvent::Lose, Action::AttemptLose, report)
+                }
+                // Not heard of by the agent: the offer, or the process that took it, is gone.
+                _ => {
+                    let error = "the agent does not work on it any more".to_owned();
+                    (AttemptEvent::Lose, Action::AttemptLose, Report { error, ..Report::default() })
+                }
+            };
             welcome.lost.push(attempt.reference());
-            advance(tx, now, &attempt, AttemptEvent::Lose, report).await?;
+            let said = Details::none().with("error", report.error.as_str());
+            let after = advance(tx, now, &attempt, event, report).await?;
+            let said = said.with("state", after.state.as_str());
+            ctx.record(tx, action, &format!("attempt:{}", attempt.reference()), Outcome::Done, said).await?;
         }
         Ok(welcome)
     }

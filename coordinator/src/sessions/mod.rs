@@ -4,6 +4,7 @@
 //! sources, the attempts it still works on); [`checks`] asks hosts to test their sources.
 
 pub mod checks;
+mod heads;
 pub mod hello;
 pub mod registry;
 
@@ -14,7 +15,8 @@ use sealift_common::id::AgentId;
 pub use crate::config::SessionSettings;
 use crate::core::Core;
 use crate::runs::Runs;
-pub use hello::{Hello, SaidAttempt, SaidSource, Welcome};
+pub use heads::SaidHead;
+pub use hello::{Hello, SaidAttempt, SaidEnd, SaidSource, Welcome};
 pub use registry::{Closed, Command, Sessions};
 
 /// What the sessions need of the rest, bundled.

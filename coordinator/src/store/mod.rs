@@ -25,6 +25,7 @@ pub mod runs;
 pub mod sources;
 pub mod tokens;
 pub mod trust;
+pub mod unknown_heads;
 mod url;
 
 use std::marker::PhantomData;

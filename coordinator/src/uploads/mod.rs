@@ -18,7 +18,7 @@ use sealift_common::format::names::ObjectName;
 use sealift_common::format::pack::{PackProblem, TRAILER_LEN};
 use sealift_common::id::{AgentId, BackupId, PackId, SeriesId, Sha256};
 
-use crate::audit::{AccessError, Action, Details, OpContext, OpError};
+use crate::audit::{AccessError, Action, Details, OpContext, OpError, Operation};
 use crate::backups::current::{CurrentError, current};
 use crate::core::Core;
 use crate::objects::signing::{MAX_PACK, MIN_SIGNED, PutTerms, SignedRequest, SigningError};
@@ -100,9 +100,16 @@ impl OpError for UploadError {
     fn is_refusal(&self) -> bool {
         match self {
             Self::Current(inner) => inner.is_refusal(),
-            Self::Lengths { .. } | Self::Taken { .. } | Self::NotAuthorized { .. } | Self::Altered { .. } => {
-                true
-            }
+            Self::Lengths { .. } | Self::Taken { .. } | Self::NotAuthorized { .. } => true,
+            Self::NotThere { .. } | Self::Altered { .. } => true,
+            _ => false,
+        }
+    }
+
+    fn is_passing(&self) -> bool {
+        match self {
+            Self::TooFarAhead => true,
+            Self::Objects(error) => error.is_retryable(),
             _ => false,
         }
     }
@@ -140,12 +147,8 @@ impl Uploads {
         attempt: &AttemptRef,
         pack: NewPack,
     ) -> Result<SignedRequest, UploadError> {
-        let sha256 = pack.facts.meta.sha256;
-        ctx.authorize(Action::PackAuthorize, &entity(sha256)).await?;
-        let agent = ctx.agent(Action::PackAuthorize)?;
-        let signed = self.sign(agent, attempt, pack).await;
-        self.audit_refusal(ctx, Action::PackAuthorize, attempt, sha256, &signed).await;
-        signed
+        let operation = operation(ctx, Action::PackAuthorize, attempt, pack.facts.meta.sha256);
+        operation.run(async { self.sign(operation.agent()?, attempt, pack).await }.boxed()).await
     }
 
     async fn sign(
@@ -216,11 +219,9 @@ impl Uploads {
         backup: BackupId,
         sha256: Sha256,
     ) -> Result<(), UploadError> {
-        ctx.authorize(Action::PackConfirm, &entity(sha256)).await?;
-        let agent = ctx.agent(Action::PackConfirm)?;
-        let confirmed = self.look_and_note(agent, attempt, backup, sha256).await;
-        self.audit_refusal(ctx, Action::PackConfirm, attempt, sha256, &confirmed).await;
-        confirmed
+        let operation = operation(ctx, Action::PackConfirm, attempt, sha256);
+        let look = async { self.look_and_note(operation.agent()?, attempt, backup, sha256).await };
+        operation.run(look.boxed()).await
     }
 
     async fn look_and_note(
@@ -284,25 +285,22 @@ impl Uploads {
         attempt: &AttemptRef,
         hashes: &[Sha256],
     ) -> Result<(SeriesId, Vec<Option<PackFacts>>), UploadError> {
-        ctx.authorize(Action::IndexRead, attempt).await?;
-        let agent = ctx.agent(Action::IndexRead)?;
-        let found = self
-            .core
-            .store
-            .run_tx("find packs to read", move |tx, _| {
+        let operation = ctx.operation(Action::IndexRead, format!("attempt:{attempt}"), Details::none());
+        let find = async {
+            let agent = operation.agent()?;
+            let find = self.core.store.run_tx("find packs to read", move |tx, _| {
                 async move {
                     let attempt = fence(tx, attempt, agent).await.map_err(CurrentError::Run)?;
-                    Ok((attempt.series, packs::candidates(tx, attempt.series, hashes).await?))
+                    Ok::<_, UploadError>((
+                        attempt.series,
+                        packs::candidates(tx, attempt.series, hashes).await?,
+                    ))
                 }
                 .boxed()
-            })
-            .await;
-        if let Err(error @ UploadError::Current(_)) = &found
-            && error.is_refusal()
-        {
-            ctx.record_failure(Action::IndexRead, attempt, &Details::none(), error).await;
-        }
-        let (series, found) = found?;
+            });
+            find.await
+        };
+        let (series, found) = operation.run(find.boxed()).await?;
         let readable = |hash: &Sha256| {
             let found = found.iter().find(|c| c.facts.meta.sha256 == *hash && c.state.is_referable());
             found.map(|candidate| candidate.facts)
@@ -332,26 +330,16 @@ impl Uploads {
             Err(_) => Ok(None),
         }
     }
-
-    async fn audit_refusal<T>(
-        &self,
-        ctx: &OpContext,
-        action: Action,
-        attempt: &AttemptRef,
-        sha256: Sha256,
-        outcome: &Result<T, UploadError>,
-    ) {
-        if let Err(error) = outcome
-            && error.is_refusal()
-        {
-            let details = Details::none().with("attempt", attempt.to_string());
-            ctx.record_failure(action, &entity(sha256), &details, error).await;
-        }
-    }
 }
 
-fn entity(sha256: Sha256) -> String {
-    format!("pack:{sha256}")
+fn operation<'ctx>(
+    ctx: &'ctx OpContext,
+    action: Action,
+    attempt: &AttemptRef,
+    sha256: Sha256,
+) -> Operation<'ctx> {
+    let details = Details::none().with("attempt", attempt.to_string());
+    ctx.operation(action, format!("pack:{sha256}"), details)
 }
 
 /// The pack that was signed for in this attempt's current backup.

@@ -210,6 +210,7 @@ impl Host {
             agent_key_object: AgentKeyObject::first(self.id, &self.signing, created).bytes().to_vec(),
             agent_id: self.id.to_vec(),
             agent_version: "0.1.0".to_owned(),
+            root_key_sha256: Vec::new(),
         }
     }
 
@@ -241,6 +242,16 @@ impl Host {
         sources: &[&str],
         attempts: Vec<v1::AttemptState>,
     ) -> Result<HostSession, Status> {
+        self.connect_saying(server, sources, v1::Hello { attempts, ..Default::default() }).await
+    }
+
+    /// Opens a session with these sources, and what else `hello` says.
+    pub async fn connect_saying(
+        &self,
+        server: &Server,
+        sources: &[&str],
+        hello: v1::Hello,
+    ) -> Result<HostSession, Status> {
         let (out, receiver) = mpsc::channel(16);
         let source = |name: &&str| v1::SourceInfo {
             name: (*name).to_owned(),
@@ -254,8 +265,7 @@ impl Host {
             instance_id: InstanceId::generate(&Random::from_os()).to_vec(),
             agent_version: "0.1.0".to_owned(),
             sources: Some(v1::SourceList { sources: sources.iter().map(source).collect() }),
-            attempts,
-            ..Default::default()
+            ..hello
         };
         let session = HostSession { out, incoming: None, welcome: v1::Welcome::default() };
         session.tell(FromAgent::Hello(hello)).await;

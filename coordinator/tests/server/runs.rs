@@ -19,7 +19,7 @@ async fn start(server: &Server, source: &str) -> v1::Run {
 
 fn state(attempt: &v1::AttemptRef, phase: v1::AttemptPhase) -> v1::AttemptState {
     let failure = if phase == v1::AttemptPhase::Interrupted { "power cut".to_owned() } else { String::new() };
-    v1::AttemptState { attempt: Some(attempt.clone()), phase: phase.into(), failure }
+    v1::AttemptState { attempt: Some(attempt.clone()), phase: phase.into(), failure, ..Default::default() }
 }
 
 async fn a_run_waits_for_its_host_and_is_cancelled_through_it(on: Database) {
@@ -142,6 +142,33 @@ async fn a_running_attempt_goes_on_after_the_coordinator_was_away(on: Database) 
     server.stop().await;
 }
 
+async fn a_failure_whose_report_nobody_took_is_told_by_hello(on: Database) {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start_on(&on, dir.path()).await;
+    server.set_trust().await.unwrap();
+    let host = server.enrolled("store-1").await;
+    let mut session = host.connect(&server, &["db"]).await;
+    let run = start(&server, "store-1/db").await;
+    let offer = session.offer().await;
+    session.accept(&offer).await;
+    server.run_until(&run.id, |run| run.attempts.iter().any(|a| a.state == "accepted")).await;
+    let attempt = offer.attempt.unwrap();
+    let failed = v1::AttemptState {
+        failed: true,
+        failure: "pg_dump ended with exit status: 1".into(),
+        stderr: "no such database".into(),
+        ..state(&attempt, v1::AttemptPhase::Interrupted)
+    };
+    let session = host.connect_with(&server, &["db"], vec![failed]).await.unwrap();
+    assert_eq!(session.welcome.lost, [attempt]);
+    let ended = server.run(&run.id).await;
+    assert_eq!(ended.state, "failed", "not worth another attempt, as the host said");
+    assert_eq!(ended.attempts[0].state, "failed");
+    assert_eq!(ended.attempts[0].stderr, "no such database");
+    assert_eq!(server.outcomes("attempt.fail").await, ["done"]);
+    server.stop().await;
+}
+
 async fn runs_are_listed_newest_first_in_pages_by_agent_state_and_labels(on: Database) {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start_on(&on, dir.path()).await;
@@ -197,6 +224,7 @@ async fn an_answer_that_was_lost_with_its_session_is_made_up_for_by_hello(on: Da
 }
 
 on_both_databases!(
+    a_failure_whose_report_nobody_took_is_told_by_hello,
     a_run_waits_for_its_host_and_is_cancelled_through_it,
     attempts_are_lost_with_their_process_and_tried_three_times,
     a_running_attempt_goes_on_after_the_coordinator_was_away,

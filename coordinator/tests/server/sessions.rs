@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use sealift_common::id::SeriesId;
 use sealift_proto::v1;
 use sealift_proto::v1::agent_admin_client::AgentAdminClient;
 use sealift_proto::v1::agent_message::Message as FromAgent;
@@ -107,14 +108,14 @@ async fn what_is_no_hello_or_of_another_age_is_refused(on: Database) {
     let host = server.enrolled("store-1").await;
     let mut client = v1::session_client::SessionClient::new(host.channel(&server));
     for (message, code) in [
-        (FromAgent::Heartbeat(v1::Heartbeat::default()), Code::InvalidArgument),
+        (FromAgent::Heartbeat(v1::Heartbeat::default()), Code::PermissionDenied),
         (
             FromAgent::Hello(v1::Hello { protocol_min: 7, protocol_max: 9, ..Default::default() }),
             Code::FailedPrecondition,
         ),
         (
             FromAgent::Hello(v1::Hello { protocol_min: 1, protocol_max: 1, ..Default::default() }),
-            Code::InvalidArgument,
+            Code::PermissionDenied,
         ),
     ] {
         let stream = tokio_stream::iter([v1::AgentMessage { message: Some(message) }]);
@@ -123,9 +124,45 @@ async fn what_is_no_hello_or_of_another_age_is_refused(on: Database) {
     server.stop().await;
 }
 
+async fn a_host_that_remembers_a_newer_backup_is_a_witness(on: Database) {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start_on(&on, dir.path()).await;
+    let host = server.enrolled("store-1").await;
+    drop(host.connect(&server, &["db"]).await);
+    let mut agents = AgentAdminClient::new(server.admin());
+    let request = v1::GetAgentRequest { agent: "store-1".into() };
+    let series: SeriesId =
+        agents.get_agent(request).await.unwrap().into_inner().sources[0].series_id.parse().unwrap();
+    let warned = async || {
+        let mut fleet = v1::fleet_admin_client::FleetAdminClient::new(server.admin());
+        let status = fleet.status(v1::StatusRequest::default()).await.unwrap().into_inner();
+        status.warnings.iter().any(|warning| warning.contains("hosts remember"))
+    };
+    assert!(!warned().await);
+    let head = |series: SeriesId| v1::SeriesHead {
+        series_id: series.to_vec(),
+        sequence: 3,
+        manifest_sha256: vec![9; 32],
+    };
+    // Twice the same is one event; another host's series is not its to speak of.
+    let foreign = SeriesId::from_bytes([5; 16]);
+    for _ in 0..2 {
+        let heads = vec![head(series), head(foreign)];
+        let hello = v1::Hello { heads, ..Default::default() };
+        drop(host.connect_saying(&server, &["db"], hello).await.unwrap());
+    }
+    let events = server.audit("series.ahead").await;
+    assert_eq!(events.len(), 1);
+    assert_eq!(events[0].entity, format!("series:{series}"));
+    assert!(events[0].details_json.contains("\"known_sequence\":0"), "{}", events[0].details_json);
+    assert!(warned().await);
+    server.stop().await;
+}
+
 on_both_databases!(
     the_newest_session_wins,
     a_revoked_agent_is_out_at_once_and_for_good,
     a_source_keeps_its_series_and_labels_come_from_admins_only,
+    a_host_that_remembers_a_newer_backup_is_a_witness,
     what_is_no_hello_or_of_another_age_is_refused,
 );

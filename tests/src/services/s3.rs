@@ -9,6 +9,7 @@ use std::sync::Arc;
 use nix::fcntl::{Flock, FlockArg};
 
 use super::{ATTEMPTS, free_port, new_password};
+use crate::gateway::Gateway;
 use crate::process::{Process, guarded, program, run};
 use crate::scratch::Scratch;
 use crate::{tool, wait, workspace};
@@ -34,6 +35,8 @@ pub struct S3 {
     pub session_token: String,
     /// PEM file with the CA to trust, where the endpoint has one of its own.
     pub ca: Option<PathBuf>,
+    /// Certificate and key that a gateway wants to see.
+    pub client: Option<[PathBuf; 2]>,
     _server: Option<Arc<(Process, Scratch)>>,
 }
 
@@ -52,6 +55,7 @@ impl S3 {
             secret_key: value("AWS_SECRET_ACCESS_KEY"),
             session_token: String::new(),
             ca: None,
+            client: None,
             _server: None,
         };
         server.aws(&["s3api", "create-bucket", "--bucket", &server.bucket]);
@@ -76,6 +80,7 @@ impl S3 {
                 secret_key,
                 session_token: String::new(),
                 ca: None,
+                client: None,
                 _server: Some(Arc::new((process, scratch))),
             };
         }
@@ -100,6 +105,7 @@ impl S3 {
             secret_key: needed("AWS_SECRET_ACCESS_KEY"),
             session_token: optional("AWS_SESSION_TOKEN").unwrap_or_default(),
             ca: None,
+            client: None,
             _server: None,
         })
     }
@@ -117,6 +123,7 @@ impl S3 {
             secret_key: exported(&env, "AWS_SECRET_ACCESS_KEY"),
             session_token: String::new(),
             ca: None,
+            client: None,
             _server: None,
         }
     }
@@ -136,6 +143,16 @@ impl S3 {
     /// The same bucket with another prefix.
     pub fn with_prefix(self, prefix: &str) -> Self {
         Self { prefix: prefix.to_owned(), ..self }
+    }
+
+    /// The same bucket, reached through a gateway.
+    pub fn behind(self, gateway: &Gateway) -> Self {
+        let files = gateway.certificates();
+        let (ca, client) = (
+            files.map(|files| files.ca.clone()),
+            files.map(|files| [files.client.clone(), files.key.clone()]),
+        );
+        Self { endpoint: gateway.url(), ca, client, ..self }
     }
 
     /// The whole key of an object.

@@ -157,6 +157,7 @@ impl Host {
                 v1::AttemptPhase::Interrupted => "the process was killed".to_owned(),
                 _ => String::new(),
             },
+            ..v1::AttemptState::default()
         };
         let running = work.running.values().map(|r| state(&r.attempt, v1::AttemptPhase::Running));
         let gone = work.journal.iter().map(|attempt| state(attempt, v1::AttemptPhase::Interrupted));

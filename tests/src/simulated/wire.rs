@@ -102,6 +102,7 @@ pub async fn enrol(channel: Channel, token: &str, name: &str, random: &Random) -
         agent_key_object: AgentKeyObject::first(id, &signing, UnixMillis(1)).bytes().to_vec(),
         agent_id: id.to_vec(),
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+        ..v1::EnrollRequest::default()
     };
     let answer =
         EnrollmentClient::new(channel).enroll(request).await.map_err(|status| chain(&status))?.into_inner();

@@ -4,6 +4,7 @@ use std::pin::Pin;
 
 use bytes::{Bytes, BytesMut};
 use futures::{Stream, StreamExt as _};
+use sealift_common::crypto::EpochId;
 use sealift_common::format::manifest::MAX_PUBLIC;
 use sealift_common::format::pack::PackMeta;
 use sealift_common::id::{BackupId, Sha256};
@@ -13,21 +14,21 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::Gate;
-use super::convert::{attempt_ref, bad_field, bytes, signed_request_to_wire};
+use super::convert::{
+    MAX_TEXT, all_bytes, attempt_ref, bad_field, bytes, cut, report, signed_request_to_wire,
+};
+use crate::audit::{Action, OpContext};
 use crate::backups::Backups;
 use crate::backups::begin::Begun;
 use crate::backups::prepare::{PrepareAnswer, PrepareHead};
 use crate::core::Core;
-use crate::runs::{Report, Runs};
+use crate::runs::{AttemptRef, Report, Runs};
 use crate::store::backups::{AgentReport, Stream as StreamRow};
 use crate::store::packs::PackFacts;
 use crate::uploads::{MAX_AHEAD, MAX_INDEXES, NewPack, Uploads};
 
-/// Longest list of warnings, and longest warning, kept of a backup.
+/// Longest list of warnings that is kept of a backup.
 const MAX_WARNINGS: usize = 1_000;
-const MAX_TEXT: usize = 1_000;
-/// Longest last words of a tool.
-const MAX_STDERR: usize = 16 << 10;
 /// Most streams of a backup that are kept for people; the manifest has them all.
 const MAX_STREAMS: usize = 10_000;
 
@@ -54,11 +55,9 @@ impl v1::backup_server::Backup for BackupApi {
     type ReadIndexesStream = Answers<v1::ReadIndexesReply>;
 
     async fn begin(&self, request: Request<v1::BeginRequest>) -> Result<Response<Self::BeginStream>, Status> {
-        let ctx = self.gate.context(&request).await?;
-        let asked = request.into_inner();
-        let attempt = attempt_ref(asked.attempt)?;
-        let epoch = bytes("epoch_id", &asked.epoch_id)?;
-        let begun = self.backups.begin(&ctx, &attempt, epoch, asked.known_trust_version).await?;
+        let (ctx, (attempt, epoch, known_trust)) =
+            self.asked(Action::BackupBegin, request, begin_from_wire).await?;
+        let begun = self.backups.begin(&ctx, &attempt, epoch, known_trust).await?;
         let (sender, receiver) = mpsc::channel(2);
         let backups = self.backups.clone();
         let mut head = Some(head_to_wire(&begun, self.core.repository.to_vec(), self.core.clock.now().0));
@@ -88,19 +87,7 @@ impl v1::backup_server::Backup for BackupApi {
         &self,
         request: Request<v1::AuthorizePackRequest>,
     ) -> Result<Response<v1::SignedRequest>, Status> {
-        let ctx = self.gate.context(&request).await?;
-        let asked = request.into_inner();
-        let attempt = attempt_ref(asked.attempt)?;
-        let meta = PackMeta {
-            sha256: bytes("sha256", &asked.sha256)?,
-            size: asked.size,
-            meta_sha256: bytes("meta_sha256", &asked.meta_sha256)?,
-            index_len: asked.index_len,
-            directory_len: asked.directory_len,
-            header_len: asked.header_len,
-        };
-        let facts = PackFacts { meta, origin: bytes("backup_id", &asked.backup_id)? };
-        let pack = NewPack { pack: bytes("pack_id", &asked.pack_id)?, facts };
+        let (ctx, (attempt, pack)) = self.asked(Action::PackAuthorize, request, pack_from_wire).await?;
         let signed = self.uploads.authorize(&ctx, &attempt, pack).await?;
         Ok(Response::new(signed_request_to_wire(signed)))
     }
@@ -109,11 +96,9 @@ impl v1::backup_server::Backup for BackupApi {
         &self,
         request: Request<v1::ConfirmPackRequest>,
     ) -> Result<Response<v1::ConfirmPackReply>, Status> {
-        let ctx = self.gate.context(&request).await?;
-        let asked = request.into_inner();
-        let attempt = attempt_ref(asked.attempt)?;
-        let backup: BackupId = bytes("backup_id", &asked.backup_id)?;
-        self.uploads.confirm(&ctx, &attempt, backup, bytes("sha256", &asked.sha256)?).await?;
+        let (ctx, (attempt, backup, sha256)) =
+            self.asked(Action::PackConfirm, request, confirm_from_wire).await?;
+        self.uploads.confirm(&ctx, &attempt, backup, sha256).await?;
         Ok(Response::new(v1::ConfirmPackReply {}))
     }
 
@@ -121,14 +106,7 @@ impl v1::backup_server::Backup for BackupApi {
         &self,
         request: Request<v1::ReadIndexesRequest>,
     ) -> Result<Response<Self::ReadIndexesStream>, Status> {
-        let ctx = self.gate.context(&request).await?;
-        let asked = request.into_inner();
-        let attempt = attempt_ref(asked.attempt)?;
-        if asked.sha256.len() > MAX_INDEXES {
-            return Err(bad_field("sha256", format!("at most {MAX_INDEXES} in one call")));
-        }
-        let hashes: Vec<Sha256> =
-            asked.sha256.iter().map(|hash| bytes("sha256", hash)).collect::<Result<_, _>>()?;
+        let (ctx, (attempt, hashes)) = self.asked(Action::IndexRead, request, indexes_from_wire).await?;
         let (series, found) = self.uploads.indexes(&ctx, &attempt, &hashes).await?;
         let (sender, receiver) = mpsc::channel(2);
         let uploads = self.uploads.clone();
@@ -157,14 +135,8 @@ impl v1::backup_server::Backup for BackupApi {
         request: Request<Streaming<v1::PrepareRequest>>,
     ) -> Result<Response<v1::PrepareReply>, Status> {
         let ctx = self.gate.context(&request).await?;
-        let mut parts = request.into_inner();
-        let first = parts.next().await.transpose()?.and_then(|message| message.part);
-        let Some(v1::prepare_request::Part::Head(mut asked)) = first else {
-            return Err(Status::invalid_argument("the first message of Prepare is its head"));
-        };
-        let attempt = attempt_ref(asked.attempt.take())?;
-        let head = head_from_wire(asked)?;
-        let public = collect(&mut parts).await?;
+        let asked = collect(request.into_inner()).await;
+        let (attempt, head, public) = self.gate.read(&ctx, Action::BackupPrepare, asked).await?;
         let reply = match self.backups.prepare(&ctx, &attempt, head, public).await? {
             PrepareAnswer::Put(put) => {
                 v1::PrepareReply { put: Some(signed_request_to_wire(put)), already_committed: false }
@@ -175,31 +147,88 @@ impl v1::backup_server::Backup for BackupApi {
     }
 
     async fn commit(&self, request: Request<v1::CommitRequest>) -> Result<Response<v1::CommitReply>, Status> {
-        let ctx = self.gate.context(&request).await?;
-        let asked = request.into_inner();
-        let attempt = attempt_ref(asked.attempt)?;
-        let backup: BackupId = bytes("backup_id", &asked.backup_id)?;
+        let (ctx, (attempt, backup)) = self.asked(Action::BackupCommit, request, commit_from_wire).await?;
         let committed = self.backups.commit(&ctx, &attempt, backup).await?;
         Ok(Response::new(v1::CommitReply { backup_id: backup.to_vec(), partial: committed.partial }))
     }
 
     async fn fail(&self, request: Request<v1::FailRequest>) -> Result<Response<v1::FailReply>, Status> {
-        let ctx = self.gate.context(&request).await?;
-        let asked = request.into_inner();
-        let attempt = attempt_ref(asked.attempt)?;
-        let report = Report {
-            error: cut(asked.error, MAX_TEXT),
-            stderr: cut(asked.stderr, MAX_STDERR),
-            retryable: asked.retryable,
-            ..Report::default()
-        };
-        self.runs.fail(&ctx, &attempt, report, asked.cancelled).await?;
+        let (ctx, (attempt, report, cancelled)) =
+            self.asked(Action::AttemptFail, request, report_from_wire).await?;
+        self.runs.fail(&ctx, &attempt, report, cancelled).await?;
         Ok(Response::new(v1::FailReply {}))
     }
 }
 
-/// The public part of a manifest, from its pieces.
-async fn collect(parts: &mut Streaming<v1::PrepareRequest>) -> Result<Bytes, Status> {
+impl BackupApi {
+    /// Who asks for `action`, and for what. Every call that is one message comes in by here, so that what cannot be read is
+    /// refused and audited like everything else.
+    async fn asked<R, T>(
+        &self,
+        action: Action,
+        request: Request<R>,
+        parse: fn(R) -> Result<T, Status>,
+    ) -> Result<(OpContext, T), Status> {
+        let ctx = self.gate.context(&request).await?;
+        let asked = self.gate.read(&ctx, action, parse(request.into_inner())).await?;
+        Ok((ctx, asked))
+    }
+}
+
+#[allow(clippy::result_large_err)]
+fn begin_from_wire(asked: v1::BeginRequest) -> Result<(AttemptRef, EpochId, u64), Status> {
+    Ok((attempt_ref(asked.attempt)?, bytes("epoch_id", &asked.epoch_id)?, asked.known_trust_version))
+}
+
+#[allow(clippy::result_large_err)]
+fn pack_from_wire(asked: v1::AuthorizePackRequest) -> Result<(AttemptRef, NewPack), Status> {
+    let meta = PackMeta {
+        sha256: bytes("sha256", &asked.sha256)?,
+        size: asked.size,
+        meta_sha256: bytes("meta_sha256", &asked.meta_sha256)?,
+        index_len: asked.index_len,
+        directory_len: asked.directory_len,
+        header_len: asked.header_len,
+    };
+    let facts = PackFacts { meta, origin: bytes("backup_id", &asked.backup_id)? };
+    Ok((attempt_ref(asked.attempt)?, NewPack { pack: bytes("pack_id", &asked.pack_id)?, facts }))
+}
+
+#[allow(clippy::result_large_err)]
+fn confirm_from_wire(asked: v1::ConfirmPackRequest) -> Result<(AttemptRef, BackupId, Sha256), Status> {
+    let backup = bytes("backup_id", &asked.backup_id)?;
+    Ok((attempt_ref(asked.attempt)?, backup, bytes("sha256", &asked.sha256)?))
+}
+
+#[allow(clippy::result_large_err)]
+fn indexes_from_wire(asked: v1::ReadIndexesRequest) -> Result<(AttemptRef, Vec<Sha256>), Status> {
+    if asked.sha256.len() > MAX_INDEXES {
+        return Err(bad_field("sha256", format!("at most {MAX_INDEXES} in one call")));
+    }
+    Ok((attempt_ref(asked.attempt)?, all_bytes("sha256", &asked.sha256)?))
+}
+
+#[allow(clippy::result_large_err)]
+fn commit_from_wire(asked: v1::CommitRequest) -> Result<(AttemptRef, BackupId), Status> {
+    Ok((attempt_ref(asked.attempt)?, bytes("backup_id", &asked.backup_id)?))
+}
+
+#[allow(clippy::result_large_err)]
+fn report_from_wire(asked: v1::FailRequest) -> Result<(AttemptRef, Report, bool), Status> {
+    let report = report(asked.error, asked.stderr, asked.retryable);
+    Ok((attempt_ref(asked.attempt)?, report, asked.cancelled))
+}
+
+/// The head of Prepare, and the public part of the manifest from its pieces.
+async fn collect(
+    mut parts: Streaming<v1::PrepareRequest>,
+) -> Result<(AttemptRef, PrepareHead, Bytes), Status> {
+    let first = parts.next().await.transpose()?.and_then(|message| message.part);
+    let Some(v1::prepare_request::Part::Head(mut asked)) = first else {
+        return Err(Status::invalid_argument("the first message of Prepare is its head"));
+    };
+    let attempt = attempt_ref(asked.attempt.take())?;
+    let head = head_from_wire(asked)?;
     let mut public = BytesMut::new();
     while let Some(message) = parts.next().await.transpose()? {
         let Some(v1::prepare_request::Part::PublicPart(piece)) = message.part else {
@@ -210,7 +239,7 @@ async fn collect(parts: &mut Streaming<v1::PrepareRequest>) -> Result<Bytes, Sta
         }
         public.extend_from_slice(&piece);
     }
-    Ok(public.freeze())
+    Ok((attempt, head, public.freeze()))
 }
 
 #[allow(clippy::result_large_err)]
@@ -238,12 +267,6 @@ fn head_from_wire(asked: v1::PrepareHead) -> Result<PrepareHead, Status> {
             server_version: cut(asked.server_version, MAX_TEXT),
         },
     })
-}
-
-/// A text of a host's, at most `most` bytes of it.
-fn cut(mut text: String, most: usize) -> String {
-    text.truncate(text.floor_char_boundary(most));
-    text
 }
 
 fn head_to_wire(begun: &Begun, repository_id: Vec<u8>, clock_ms: i64) -> v1::BeginHead {

@@ -8,7 +8,7 @@ use sealift_proto::v1;
 use tonic::Status;
 
 use crate::objects::signing::SignedRequest;
-use crate::runs::{Attempt, AttemptRef, Progress, RunView};
+use crate::runs::{Attempt, AttemptRef, Progress, Report, RunView};
 use crate::store::runs::RunRow;
 
 /// A field that cannot be used, by name.
@@ -28,6 +28,18 @@ pub fn bytes<'a, T: TryFrom<&'a [u8], Error: std::fmt::Display>>(
     T::try_from(bytes).map_err(|error| bad_field(field, error))
 }
 
+/// Several of them.
+///
+/// # Errors
+/// `INVALID_ARGUMENT`, naming the field.
+#[allow(clippy::result_large_err)]
+pub fn all_bytes<'a, T: TryFrom<&'a [u8], Error: std::fmt::Display>>(
+    field: &str,
+    all: &'a [Vec<u8>],
+) -> Result<Vec<T>, Status> {
+    all.iter().map(|one| bytes(field, one)).collect()
+}
+
 /// A name, selector or the like out of a text field.
 ///
 /// # Errors
@@ -44,6 +56,23 @@ pub fn text<T: std::str::FromStr<Err: std::fmt::Display>>(field: &str, text: &st
 #[allow(clippy::result_large_err)]
 pub fn required<T>(field: &str, value: Option<T>) -> Result<T, Status> {
     value.ok_or_else(|| bad_field(field, "is missing"))
+}
+
+/// Longest line of a host's that is kept, in bytes.
+pub const MAX_TEXT: usize = 1_000;
+/// Longest last words of a tool, in bytes.
+const MAX_STDERR: usize = 16 << 10;
+
+/// A text of a host's, at most `most` bytes of it.
+pub fn cut(mut text: String, most: usize) -> String {
+    text.truncate(text.floor_char_boundary(most));
+    text
+}
+
+/// What an agent says of an attempt that ended without a backup.
+pub fn report(error: String, stderr: String, retryable: bool) -> Report {
+    let (error, stderr) = (cut(error, MAX_TEXT), cut(stderr, MAX_STDERR));
+    Report { error, stderr, retryable, ..Report::default() }
 }
 
 /// The wire's name of an attempt.

@@ -60,6 +60,7 @@ impl Enrollment for EnrollmentApi {
             key_object: wire.agent_key_object,
             agent: convert::bytes("agent_id", &wire.agent_id)?,
             version: wire.agent_version,
+            root_pins: convert::all_bytes("root_key_sha256", &wire.root_key_sha256)?,
         };
         Ok(self.reply(self.identities.enrol(&ctx, enrolment).await?))
     }

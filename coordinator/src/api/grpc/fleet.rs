@@ -17,7 +17,7 @@ use crate::sessions::SessionService;
 use crate::store::audit::{self, EventFilter, EventRow};
 use crate::store::fleet::{self, FleetCounts};
 use crate::store::runs::{self, RunFilter};
-use crate::store::{Tx, agents};
+use crate::store::{Tx, agents, unknown_heads};
 
 /// Failures that the overview shows.
 const RECENT_FAILURES: u32 = 10;
@@ -83,8 +83,19 @@ impl FleetApi {
 }
 
 /// What an admin should do something about.
-fn warnings(counts: &FleetCounts, trust_version: u64, storage: &v1::StorageStatus) -> Vec<String> {
+fn warnings(
+    counts: &FleetCounts,
+    unknown_heads: u64,
+    trust_version: u64,
+    storage: &v1::StorageStatus,
+) -> Vec<String> {
     let mut out = Vec::new();
+    if unknown_heads > 0 {
+        out.push(format!(
+            "hosts remember newer backups of {unknown_heads} series than this database knows: was it restored from an older \
+             backup? They are in the bucket (sealift restore --offline); sealift audit list --action series.ahead names them"
+        ));
+    }
     if trust_version == 0 {
         out.push(
             "there is no trust policy yet: nothing can be backed up (sealift trust set --recipient age1…)"
@@ -124,6 +135,7 @@ impl FleetAdmin for FleetApi {
         ctx.authorize(Action::FleetStatus, &"fleet").await.map_err(Status::from)?;
         let mut conn = self.core.store.reader().await?;
         let counts = fleet::counts(&mut conn).await?;
+        let unknown_heads = unknown_heads::count(&mut conn).await?;
         let trust = self.identities.trust_state(&mut conn).await?;
         let connected = u32::try_from(self.sessions.registry().count()).unwrap_or(u32::MAX);
         let trust_version = trust.as_ref().map_or(0, |trust| trust.known.version);
@@ -147,7 +159,7 @@ impl FleetAdmin for FleetApi {
             runs_active: counts.runs_active,
             trust_version,
             recipients: u32::try_from(recipients.len()).unwrap_or(u32::MAX),
-            warnings: warnings(&counts, trust_version, &storage),
+            warnings: warnings(&counts, unknown_heads, trust_version, &storage),
             storage: Some(storage),
             state: "serving".to_owned(),
         }))

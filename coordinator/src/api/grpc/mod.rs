@@ -13,10 +13,10 @@ pub mod tokens;
 pub mod trust;
 
 use sealift_common::telemetry;
-use tonic::{Request, Status};
+use tonic::{Code, Request, Status};
 
 use super::limits::Limits;
-use crate::audit::{Actor, OpContext};
+use crate::audit::{Action, Actor, Details, OpContext, Outcome};
 use crate::core::Core;
 use crate::identity::peer::{Peer, Subject};
 use crate::identity::{Identities, IdentityError};
@@ -58,15 +58,37 @@ impl Gate {
             Ok(()) => Ok(ctx),
             Err(error @ (IdentityError::AgentRevoked(_) | IdentityError::AgentUnknown(_))) => {
                 let refused = ctx.record_alone(
-                    crate::audit::Action::CallRefuse,
+                    Action::CallRefuse,
                     ctx.actor(),
-                    crate::audit::Outcome::Refused,
-                    crate::audit::Details::none().with("error", error.to_string()),
+                    Outcome::Refused,
+                    Details::none().with("error", error.to_string()),
                 );
                 refused.await?;
                 Err(Status::permission_denied(error.to_string()))
             }
             Err(error) => Err(error.into()),
+        }
+    }
+
+    /// What an agent asks for, once it is read. What cannot be read is refused like anything else that is not the agent's to
+    /// ask, and audited.
+    ///
+    /// # Errors
+    /// `PERMISSION_DENIED` for what could not be read, and those of access.
+    pub async fn read<T>(
+        &self,
+        ctx: &OpContext,
+        action: Action,
+        asked: Result<T, Status>,
+    ) -> Result<T, Status> {
+        ctx.authorize(action, ctx.actor()).await?;
+        match asked {
+            Err(status) if status.code() == Code::InvalidArgument => {
+                let said = Details::none().with("error", status.message());
+                ctx.record_alone(action, ctx.actor(), Outcome::Refused, said).await?;
+                Err(Status::permission_denied(status.message()))
+            }
+            asked => asked,
         }
     }
 }

@@ -14,13 +14,13 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{Gate, convert};
-use crate::audit::{Action, OpContext};
+use crate::audit::{Action, Details, OpContext};
 use crate::identity::Identities;
 use crate::runs::{Progress, Report, RunError};
 use crate::sessions::checks::{CheckAnswer, SourceCheck};
 use crate::sessions::hello::MAX_SOURCES;
 use crate::sessions::registry::SessionEnd;
-use crate::sessions::{Closed, Command, Hello, SaidAttempt, SaidSource, SessionService};
+use crate::sessions::{Closed, Command, Hello, SaidAttempt, SaidEnd, SaidHead, SaidSource, SessionService};
 
 /// How long an agent may take to say hello.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
@@ -58,12 +58,12 @@ impl Session for SessionApi {
     ) -> Result<Response<Self::OpenStream>, Status> {
         let ctx = self.gate.context(&request).await?;
         ctx.authorize(Action::SessionOpen, &"session").await?;
-        let agent = ctx.agent(Action::SessionOpen)?;
+        let agent = ctx.operation(Action::SessionOpen, "session", Details::none()).agent()?;
         let Some(address) = ctx.address() else {
             return Err(Status::internal("a session without an address"));
         };
         let mut incoming = request.into_inner();
-        let hello = first(&mut incoming).await?;
+        let hello = self.gate.read(&ctx, Action::SessionOpen, first(&mut incoming).await).await?;
         let welcome = self.sessions.hello(&ctx, &hello).await?;
 
         let (outgoing, receiver) = mpsc::channel(QUEUE);
@@ -116,12 +116,23 @@ fn parse_hello(hello: v1::Hello) -> Result<Hello, Status> {
         )));
     }
     let attempt = |said: v1::AttemptState| {
-        let interrupted = match said.phase() {
+        let ended = match said.phase() {
             v1::AttemptPhase::Running => None,
-            v1::AttemptPhase::Interrupted => Some(short(&said.failure)),
+            v1::AttemptPhase::Interrupted if said.failed => Some(SaidEnd::Failed {
+                report: convert::report(said.failure, said.stderr, said.retryable),
+                stopped: said.cancelled,
+            }),
+            v1::AttemptPhase::Interrupted => Some(SaidEnd::Interrupted(short(&said.failure))),
             v1::AttemptPhase::Unspecified => return Err(convert::bad_field("attempts.phase", "is missing")),
         };
-        Ok(SaidAttempt { attempt: convert::attempt_ref(said.attempt)?, interrupted })
+        Ok(SaidAttempt { attempt: convert::attempt_ref(said.attempt)?, ended })
+    };
+    let head = |said: &v1::SeriesHead| -> Result<SaidHead, Status> {
+        Ok(SaidHead {
+            series: convert::bytes("heads.series_id", &said.series_id)?,
+            sequence: said.sequence,
+            manifest: convert::bytes("heads.manifest_sha256", &said.manifest_sha256)?,
+        })
     };
     Ok(Hello {
         instance: convert::bytes("instance_id", &hello.instance_id)?,
@@ -130,6 +141,7 @@ fn parse_hello(hello: v1::Hello) -> Result<Hello, Status> {
         timezone: hello.timezone,
         sources: parse_sources(hello.sources.unwrap_or_default())?,
         attempts: hello.attempts.into_iter().map(attempt).collect::<Result<_, _>>()?,
+        heads: hello.heads.iter().take(MAX_SOURCES).map(head).collect::<Result<_, _>>()?,
     })
 }
 
@@ -203,7 +215,8 @@ impl Live {
                     Err(_) => return Some(Status::deadline_exceeded("nothing was heard of the agent for too long")),
                     Ok(Ok(Some(v1::AgentMessage { message: Some(message) }))) => {
                         self.api.sessions.registry.heard(self.agent, self.api.sessions.core.clock.now());
-                        if let Err(status) = self.take(message).await {
+                        let taken = self.take(message).await;
+                        if let Err(status) = self.api.gate.read(&self.ctx, Action::SessionOpen, taken).await {
                             return Some(status);
                         }
                     }
@@ -233,7 +246,7 @@ impl Live {
             FromAgent::OfferReply(reply) => {
                 let rejected = (!reply.accepted).then(|| rejection(&reply));
                 let attempt = convert::attempt_ref(reply.attempt)?;
-                tolerate(runs.answered(self.agent, &attempt, rejected).await)
+                tolerate(runs.answered(&self.ctx, &attempt, rejected).await)
             }
             FromAgent::Progress(wire) => {
                 let attempt = convert::attempt_ref(wire.attempt)?;

@@ -1,0 +1,52 @@
+//! An S3 gateway with a certificate of a private CA that demands a client certificate, before a real server.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use sealift_tests::cluster::Cluster;
+use sealift_tests::gateway::{Gateway, Verdict};
+use sealift_tests::services::S3;
+use sealift_tests::{tree, wait};
+
+#[test]
+fn a_private_ca_and_a_client_certificate() {
+    let store = S3::rgw();
+    let gateway = Gateway::with_tls(&store.endpoint);
+    let files = gateway.certificates().unwrap();
+    let cluster = Cluster::on(store.behind(&gateway));
+    let content = tree::noise(3, 20 << 20);
+    let data = cluster.scratch().file("data", &content, 0o600).display().to_string();
+    let source =
+        format!("[[source]]\nname = \"dump\"\nkind = \"command\"\ncommand = [\"/bin/cat\", {data:?}]\n");
+    let s3 = |keys: &[(&str, &std::path::Path)]| {
+        let lines: Vec<String> =
+            keys.iter().map(|(key, path)| format!("{key} = {:?}\n", path.display().to_string())).collect();
+        format!("[s3]\n{}\n{source}", lines.concat())
+    };
+    let good = s3(&[("ca", &files.ca), ("client_certificate", &files.client), ("client_key", &files.key)]);
+
+    // The coordinator goes through it as well: the probe says that the store can be used.
+    assert_eq!(cluster.json(&["status"])["storage"]["writable"], true);
+    let mut agent = cluster.agent("store-1", &good);
+    let backup = cluster.backup_ok("store-1/dump");
+    let puts = gateway.seen(Verdict::Pass).into_iter().filter(|what| what.starts_with("PUT "));
+    assert!(puts.filter(|what| what.contains("/packs/")).count() >= 2, "packs went another way");
+    cluster.sealift(&["backup", "verify", backup["id"].as_str().unwrap(), "--level", "hash"]).expect(0);
+
+    // Without the certificate, or with public CAs only, nothing is sent, and the run says why.
+    for (config, word) in [(s3(&[("ca", &files.ca)]), "certificate"), (source.clone(), "certificate")] {
+        agent.stop();
+        agent.write_config(&format!("[backup]\nstall_timeout = \"1s\"\n\n{config}"));
+        agent.start();
+        cluster.wait_until_connected("store-1");
+        std::fs::write(&data, tree::noise(4, 1 << 20)).unwrap();
+        let run = cluster.start_backup("store-1/dump");
+        let error = wait::until("the first attempt fails", || {
+            let shown = cluster.run(&run);
+            let error = shown["attempts"][0]["error"].as_str().map(str::to_owned);
+            error.ok_or_else(|| shown.to_string())
+        });
+        assert!(error.to_lowercase().contains(word), "{error}");
+        cluster.sealift(&["run", "cancel", &run, "--yes"]).expect(0);
+        cluster.wait_for_end(&run);
+    }
+    assert_eq!(cluster.backups("store-1/dump").len(), 1);
+}
