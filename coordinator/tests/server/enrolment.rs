@@ -137,9 +137,12 @@ async fn a_lost_reply_bricks_nobody_and_a_stolen_id_gets_nothing(on: Database) {
     let error = thief.enrol(&server, &server.usual_token().await).await.unwrap_err();
     assert_eq!(error.code(), Code::AlreadyExists, "{error}");
 
-    let error = Host::new("store-1").enrol(&server, &server.usual_token().await).await.unwrap_err();
-    assert_eq!(error.code(), Code::AlreadyExists);
-    assert!(error.message().contains("store-1"), "{error}");
+    let mut second = Host::new("store-1");
+    let waiting = second.enrol(&server, &server.usual_token().await).await.unwrap();
+    assert_ne!(waiting.name, "store-1", "a name is given once");
+    let error = second.connect_with(&server, &[], Vec::new()).await.err().unwrap();
+    assert_eq!(error.code(), Code::PermissionDenied, "{error}");
+    assert!(error.message().contains("agent approve"), "{error}");
     server.stop().await;
 }
 

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use sealift_common::clock::Clock;
+use sealift_common::clock::{Clock, UnixMillis};
 use sealift_common::crypto::trust::RuleRecipient;
 use sealift_common::crypto::{AgentKeyObject, Rule, SigningKey, TrustObject, TrustPolicy, key_file};
 use sealift_common::id::{AgentId, InstanceId, Random, Sha256};
@@ -85,6 +85,25 @@ impl Server {
     /// A channel with this identity, or none.
     pub fn channel(&self, identity: Option<&Identity>) -> Channel {
         tls::channel(&self.url, tls::client_config(&self.ca, identity).unwrap()).unwrap()
+    }
+
+    /// A channel from another address of this machine, as enrolling hosts open it: callers without a certificate are
+    /// limited by address.
+    pub fn enrolling_channel(&self, from: std::net::Ipv4Addr) -> Channel {
+        let config = tls::pinned_client_config(tls::fingerprint(&self.ca[0])).unwrap();
+        let connector = tokio_rustls::TlsConnector::from(config);
+        let to: std::net::SocketAddr = format!("127.0.0.1:{}", self.url.port().unwrap()).parse().unwrap();
+        let connect = tower::service_fn(move |_: tonic::transport::Uri| {
+            let connector = connector.clone();
+            async move {
+                let socket = tokio::net::TcpSocket::new_v4()?;
+                socket.bind((from, 0).into())?;
+                let stream = socket.connect(to).await?;
+                let name = rustls_pki_types::ServerName::from(to.ip());
+                connector.connect(name, stream).await.map(hyper_util::rt::TokioIo::new)
+            }
+        });
+        tonic::transport::Endpoint::from_static("http://127.0.0.1").connect_with_connector_lazy(connect)
     }
 
     /// A channel as the admin that `dev` makes.
@@ -224,6 +243,11 @@ impl Host {
     pub async fn enrol(&mut self, server: &Server, token: &str) -> Result<v1::Identity, Status> {
         let config = tls::pinned_client_config(tls::fingerprint(&server.ca[0])).unwrap();
         let channel = tls::channel(&server.url, config).unwrap();
+        self.enrol_over(channel, token).await
+    }
+
+    /// As [`Host::enrol`], over a channel of one's own.
+    pub async fn enrol_over(&mut self, channel: Channel, token: &str) -> Result<v1::Identity, Status> {
         let mut client = v1::enrollment_client::EnrollmentClient::new(channel);
         let reply = client.enroll(self.enrolment(token)).await?.into_inner();
         self.adopt(&reply);
@@ -241,6 +265,21 @@ impl Host {
         sources: &[&str],
         attempts: Vec<v1::AttemptState>,
     ) -> Result<HostSession, Status> {
+        self.open(server, sources, attempts, 0).await
+    }
+
+    /// Opens a session and says what its clock says.
+    pub async fn connect_at(&self, server: &Server, clock: UnixMillis) -> HostSession {
+        self.open(server, &[], Vec::new(), clock.0).await.unwrap()
+    }
+
+    async fn open(
+        &self,
+        server: &Server,
+        sources: &[&str],
+        attempts: Vec<v1::AttemptState>,
+        clock_ms: i64,
+    ) -> Result<HostSession, Status> {
         let (out, receiver) = mpsc::channel(16);
         let source = |name: &&str| v1::SourceInfo {
             name: (*name).to_owned(),
@@ -255,6 +294,7 @@ impl Host {
             agent_version: "0.1.0".to_owned(),
             sources: Some(v1::SourceList { sources: sources.iter().map(source).collect() }),
             attempts,
+            clock_ms,
             ..Default::default()
         };
         let session = HostSession { out, incoming: None, welcome: v1::Welcome::default() };
