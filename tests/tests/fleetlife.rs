@@ -176,7 +176,7 @@ fn a_series_outlives_the_name_of_its_source_and_a_new_epoch_bounds_it() {
     assert_eq!((&renamed["id"], &renamed["source"]), (&first["series_id"], &json!("shop")));
     let second = cluster.backup_ok("store-1/shop");
     assert_eq!(second["series_id"], first["series_id"]);
-    assert_eq!(second["new_raw_bytes"].as_u64().unwrap() * 2 < second["raw_bytes"].as_u64().unwrap(), true);
+    assert!(second["new_raw_bytes"].as_u64().unwrap() * 2 < second["raw_bytes"].as_u64().unwrap());
 
     let spoiled = ["series", "new-epoch", "store-1/shop", "--reason", "broken into", "--yes"];
     assert_eq!(cluster.json(&spoiled)["epoch_ends"], true);

@@ -59,10 +59,10 @@ pub struct AttestArgs {
 pub struct RootArgs {
     /// Root key to sign with; may be repeated. Without it: the one that the context names
     #[arg(long = "root-key", value_name = "FILE")]
-    root_keys: Vec<PathBuf>,
+    pub root_keys: Vec<PathBuf>,
     /// File whose first line is the passphrase of the root key; without it the terminal is asked
     #[arg(long, value_name = "FILE")]
-    passphrase_file: Option<PathBuf>,
+    pub passphrase_file: Option<PathBuf>,
 }
 
 /// `sealift trust set`
@@ -225,13 +225,14 @@ pub async fn vouch(
         return Err(Error::usage("there is no trust policy yet: set one with `sealift trust set`"));
     };
     let mut agents = before.agents.clone();
-    let unusable = || because(Exit::Verification, "the coordinator's answer cannot be used");
+    const UNUSABLE: &str = "the coordinator's answer cannot be used";
     for host in hosts {
-        let agent: AgentId = host.id.parse().map_err(unusable())?;
-        let signing_key = VerifyingKey::try_from(host.signing_key.as_slice()).map_err(unusable())?;
+        let agent: AgentId = host.id.parse().map_err(because(Exit::Verification, UNUSABLE))?;
+        let signing_key = VerifyingKey::try_from(host.signing_key.as_slice());
+        let signing_key = signing_key.map_err(because(Exit::Verification, UNUSABLE))?;
         if !before.attests(agent, &signing_key) {
             app.ui.note(format!("vouching for {}: {}", host.name, hex::encode(signing_key.as_bytes())));
-            agents.push(AttestedAgent { agent, signing_key });
+            agents.push(AttestedAgent { agent, signing_key, created: UnixMillis(host.enrolled_ms) });
         }
     }
     let added = agents.len() - before.agents.len();
@@ -450,8 +451,7 @@ mod tests {
         SetArgs {
             recipients,
             scope: scope.to_owned(),
-            root_keys: vec![],
-            passphrase_file: None,
+            root: RootArgs { root_keys: vec![], passphrase_file: None },
             single: false,
             change: Change { dry_run: false, yes: false },
         }

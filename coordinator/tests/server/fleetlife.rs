@@ -138,9 +138,8 @@ async fn the_new_host_of_an_agent_takes_its_place_and_the_old_one_is_shut_out() 
     assert_eq!(thief.enrol(&server, &token).await.unwrap_err().code(), Code::PermissionDenied);
 
     assert_eq!(session.next().await.unwrap_err().code(), Code::PermissionDenied, "the old session ends");
-    let renewal =
-        CertificatesClient::new(old.channel(&server)).renew(v1::RenewRequest { csr_der: old.csr() });
-    let error = renewal.await.unwrap_err();
+    let mut certificates = CertificatesClient::new(old.channel(&server));
+    let error = certificates.renew(v1::RenewRequest { csr_der: old.csr() }).await.unwrap_err();
     assert_eq!(error.code(), Code::PermissionDenied);
     assert!(error.message().contains("was replaced"), "{error}");
 

@@ -220,7 +220,7 @@ impl Host {
     }
 
     pub fn enrolment(&self, token: &str) -> v1::EnrollRequest {
-        let created = Clock::manual(sealift_common::clock::UnixMillis(1)).now();
+        let created = Clock::manual(UnixMillis(1)).now();
         v1::EnrollRequest {
             token: token.to_owned(),
             host: self.name.clone(),
