@@ -13,6 +13,7 @@ use sealift_proto::v1::host_admin_client::HostAdminClient;
 use tonic::Code;
 
 use crate::harness::{Host, Server};
+use crate::support::database::{Database, on_both_databases};
 
 /// Hosts of a roll-out, unless `SEALIFT_TEST_HOSTS` says otherwise (3,000 is what a chain of shops has).
 const HOSTS: usize = 200;
@@ -84,10 +85,9 @@ async fn hosts_of_one_list_enrol_and_each_has_its_own_labels() {
     server.stop().await;
 }
 
-#[tokio::test]
-async fn a_list_is_taken_whole_or_not_at_all() {
+async fn a_list_is_taken_whole_or_not_at_all(on: Database) {
     let dir = tempfile::tempdir().unwrap();
-    let server = Server::start(dir.path()).await;
+    let server = Server::start_on(&on, dir.path()).await;
     server.enrolled("store-3").await;
     let mut hosts = HostAdminClient::new(server.admin());
     let host = |name: &str| v1::HostToken { name: name.into(), ..Default::default() };
@@ -105,10 +105,9 @@ async fn a_list_is_taken_whole_or_not_at_all() {
     server.stop().await;
 }
 
-#[tokio::test]
-async fn the_new_host_of_an_agent_takes_its_place_and_the_old_one_is_shut_out() {
+async fn the_new_host_of_an_agent_takes_its_place_and_the_old_one_is_shut_out(on: Database) {
     let dir = tempfile::tempdir().unwrap();
-    let server = Server::start(dir.path()).await;
+    let server = Server::start_on(&on, dir.path()).await;
     let old = server.enrolled("store-1").await;
     let mut session = old.connect(&server, &["db"]).await;
     let mut agents = AgentAdminClient::new(server.admin());
@@ -178,3 +177,8 @@ async fn a_wrong_clock_shows() {
     }
     server.stop().await;
 }
+
+on_both_databases!(
+    a_list_is_taken_whole_or_not_at_all,
+    the_new_host_of_an_agent_takes_its_place_and_the_old_one_is_shut_out,
+);
