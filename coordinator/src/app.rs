@@ -28,7 +28,9 @@ use crate::api::grpc::backup::BackupApi;
 use crate::api::grpc::backup_admin::BackupAdminApi;
 use crate::api::grpc::enrollment::EnrollmentApi;
 use crate::api::grpc::fleet::FleetApi;
+use crate::api::grpc::hosts::HostApi;
 use crate::api::grpc::runs::RunApi;
+use crate::api::grpc::series::SeriesApi;
 use crate::api::grpc::session::SessionApi;
 use crate::api::grpc::tokens::TokenApi;
 use crate::api::grpc::trust::TrustApi;
@@ -45,6 +47,7 @@ use crate::objects::http::InvalidTls;
 use crate::objects::{ObjectError, ObjectErrorKind, ObjectStore, Put, monitor};
 use crate::runs::{Runs, dispatch};
 use crate::runtime::{Every, Runtime};
+use crate::series::SeriesService;
 use crate::sessions::checks::Checks;
 use crate::sessions::{Closed, Command, SessionService, Sessions};
 use crate::store::{Store, StoreError};
@@ -283,7 +286,11 @@ impl Coordinator {
         let gate = Gate::new(self.core.clone(), self.identities.clone(), limits);
         let checks = Arc::new(Checks::default());
         let (core, identities, sessions) = (&self.core, &self.identities, &self.sessions);
-        let enrolment = EnrollmentApi { gate: gate.clone(), identities: identities.clone() };
+        let enrolment = EnrollmentApi {
+            gate: gate.clone(),
+            identities: identities.clone(),
+            sessions: sessions.registry().clone(),
+        };
         let session = SessionApi {
             gate: gate.clone(),
             sessions: sessions.clone(),
@@ -298,6 +305,9 @@ impl Coordinator {
             sessions: sessions.clone(),
             checks,
         };
+        let hosts = HostApi { agents: agents.clone() };
+        let series =
+            SeriesApi { gate: gate.clone(), core: core.clone(), series: SeriesService::new(core.clone()) };
         let trust = TrustApi { gate: gate.clone(), identities: identities.clone() };
         let runs = RunApi { gate: gate.clone(), core: core.clone(), runs: self.runs.clone(), stop };
         let backup = BackupApi {
@@ -343,6 +353,13 @@ impl Coordinator {
             )
             .add_service(
                 v1::agent_admin_server::AgentAdminServer::new(agents).max_decoding_message_size(MAX_REQUEST),
+            )
+            .add_service(
+                v1::host_admin_server::HostAdminServer::new(hosts).max_decoding_message_size(MAX_REQUEST),
+            )
+            .add_service(
+                v1::series_admin_server::SeriesAdminServer::new(series)
+                    .max_decoding_message_size(MAX_REQUEST),
             )
             .add_service(
                 v1::trust_admin_server::TrustAdminServer::new(trust).max_decoding_message_size(MAX_TRUST),

@@ -8,6 +8,7 @@
 //! | [`config`] | configuration files and the embedded default |
 //! | [`core`] | database, time, randomness: what every domain module needs |
 //! | [`identity`] | the CA, enrolment, certificates, trust policy |
+//! | [`series`] | one source over time, also under another name, and from which epoch on |
 //! | [`sessions`] | the agents that are connected, and what they say they have |
 //! | [`runs`] | what was asked for, its attempts, their leases |
 //! | [`objects`] | the object store: signed requests, the embedded server, the probe |
@@ -29,6 +30,7 @@ pub mod identity;
 pub mod objects;
 pub mod runs;
 pub mod runtime;
+pub mod series;
 pub mod sessions;
 pub mod store;
 pub mod uploads;

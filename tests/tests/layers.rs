@@ -29,7 +29,12 @@ const RULES: &[Rule] = &[
         why: "the object store knows neither the wire nor the database",
     },
     Rule {
-        where_: &["coordinator/src/audit", "coordinator/src/runs", "coordinator/src/identity"],
+        where_: &[
+            "coordinator/src/audit",
+            "coordinator/src/runs",
+            "coordinator/src/identity",
+            "coordinator/src/series",
+        ],
         never: &["crate::api", "sqlx::"],
         why: "api depends on domain modules, never the other way; SQL lives in store/",
     },
@@ -40,6 +45,8 @@ const RULES: &[Rule] = &[
             "agent/src/frame.rs",
             "agent/src/pack.rs",
             "agent/src/dedup.rs",
+            "agent/src/upload.rs",
+            "agent/src/spool",
         ],
         never: &["crate::session", "crate::attempt", "crate::identity", "crate::agent"],
         why: "a stage of the pipeline does not know the session",

@@ -4,6 +4,7 @@ use std::num::NonZeroU64;
 use std::time::Duration;
 
 use sealift_common::clock::UnixMillis;
+use sealift_common::crypto::EpochId;
 use sealift_common::id::SeriesId;
 use sealift_proto::v1;
 
@@ -23,6 +24,8 @@ pub struct Job {
     pub source: Source,
     /// What it may take.
     pub limits: Limits,
+    /// A dedup epoch that must not be built upon.
+    pub leave_epoch: Option<EpochId>,
 }
 
 /// Limits of one attempt: the policy's where it names any, else this host's.
@@ -53,7 +56,15 @@ impl Job {
             let reason = format!("this host's configuration has no source {:?}", shown(&offer.source));
             (reason, v1::RejectReason::UnknownSource)
         })?;
-        Ok(Self { attempt, series, source, limits: Limits::of(&offer.limits.unwrap_or_default(), config) })
+        let leave_epoch = match offer.leave_epoch.as_slice() {
+            [] => None,
+            epoch => Some(
+                EpochId::try_from(epoch)
+                    .map_err(|error| (format!("malformed offer: {error}"), v1::RejectReason::Unspecified))?,
+            ),
+        };
+        let limits = Limits::of(&offer.limits.unwrap_or_default(), config);
+        Ok(Self { attempt, series, source, limits, leave_epoch })
     }
 
     /// The job that an earlier process of this agent left in the spool; `None` where the source is not configured any more.
@@ -66,7 +77,7 @@ impl Job {
             compression_level: ticket.limits.compression_level,
         };
         let source = config.source(ticket.source.as_str())?.clone();
-        Some(Self { attempt: ticket.attempt, series: ticket.series, source, limits })
+        Some(Self { attempt: ticket.attempt, series: ticket.series, source, limits, leave_epoch: None })
     }
 }
 

@@ -200,7 +200,8 @@ async fn choose_epoch(
     series: &mut Series,
     reader: &mut Reader,
 ) -> Result<Epoch, AttemptError> {
-    if series.needs_epoch() {
+    let left = |epoch: &Epoch| Some(epoch.secret.epoch_id()) == job.leave_epoch;
+    if series.needs_epoch() || series.epoch.as_ref().is_some_and(left) {
         // How large chunks should be depends on how much is to come: the source may know.
         reader.peek(job.limits.stall_timeout).await?;
         series.start_epoch(series.raw_bytes.max(reader.expected()), &agent.random);

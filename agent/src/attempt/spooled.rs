@@ -141,6 +141,11 @@ pub async fn take_up(
         agent.tickets().save(&ticket).map_err(AttemptError::State)?;
     }
     match open(agent, ticket).await {
+        Ok(waiting) if Some(waiting.epoch.secret.epoch_id()) == job.leave_epoch => {
+            tracing::info!("a new epoch is to start: the source is read again");
+            start_over(agent, job, meters);
+            Ok(None)
+        }
         Ok(waiting) => Ok(Some(waiting)),
         Err(problem) => {
             tracing::warn!(problem, "what waited in the spool cannot be used: the source is read again");

@@ -116,18 +116,16 @@ pub async fn enroll(
         }
     }
     state.check_space()?;
-    let (agent, signing_key, tls_key) = pending_keys(state, random)?;
-    let request = v1::EnrollRequest {
-        token: enrolment.token.expose().clone(),
-        host: enrolment.host.clone(),
-        csr_der: tls_key.request()?,
-        signing_key: signing_key.verifying_key().to_vec(),
-        agent_key_object: AgentKeyObject::first(agent, &signing_key, clock.now()).bytes().to_vec(),
-        agent_id: agent.to_vec(),
-        agent_version: env!("CARGO_PKG_VERSION").to_owned(),
-        root_key_sha256: enrolment.root_pins.iter().map(|pin| pin.to_vec()).collect(),
-    };
-    let answer = ask(enrolment, request, clock.now()).await?;
+    let mut pending = Keys::load_or_make(state, random)?;
+    let mut answer = ask(enrolment, pending.request(enrolment, clock)?, clock.now()).await?;
+    if !answer.replaces_agent_id.is_empty() {
+        // The token is for the new host of an agent: it goes on under that one's id. Nothing has changed there so far.
+        let replaced = AgentId::try_from(answer.replaces_agent_id.as_slice());
+        let replaced = replaced.map_err(|error| IdentityError::Answer(error.to_string()))?;
+        pending = pending.under(state, replaced)?;
+        answer = ask(enrolment, pending.request(enrolment, clock)?, clock.now()).await?;
+    }
+    let Keys { agent, signing_key, tls_key } = pending;
     let identity = accept(enrolment, &answer, agent, signing_key, tls_key, clock)?;
     let mut trust = TrustKeeper::start_over(state.clone(), &identity).map_err(EnrollError::WrongRoot)?;
     trust.accept(&answer.trust_chain).map_err(EnrollError::WrongRoot)?;
@@ -136,23 +134,61 @@ pub async fn enroll(
     Ok(identity)
 }
 
-/// The keys of an earlier try, or fresh ones, which are on disk when this returns.
-fn pending_keys(state: &StateDir, random: &Random) -> Result<(AgentId, SigningKey, TlsKey), EnrollError> {
-    if let Some(pending) = state.read_json::<Pending>(PENDING, PENDING_ADVICE)? {
-        let damaged =
-            |problem| StateError::Damaged { path: state.path(PENDING), problem, advice: PENDING_ADVICE };
-        let signing = decode_seed(&pending.signing_key).map_err(damaged)?;
-        return Ok((pending.agent_id, signing, decode_tls_key(&pending.tls_key).map_err(damaged)?));
+/// Id and keys that the host asks with.
+struct Keys {
+    agent: AgentId,
+    signing_key: SigningKey,
+    tls_key: TlsKey,
+}
+
+impl Keys {
+    /// Those of an earlier try, or fresh ones, which are on disk when this returns.
+    fn load_or_make(state: &StateDir, random: &Random) -> Result<Self, EnrollError> {
+        if let Some(pending) = state.read_json::<Pending>(PENDING, PENDING_ADVICE)? {
+            let damaged =
+                |problem| StateError::Damaged { path: state.path(PENDING), problem, advice: PENDING_ADVICE };
+            let signing_key = decode_seed(&pending.signing_key).map_err(damaged)?;
+            let tls_key = decode_tls_key(&pending.tls_key).map_err(damaged)?;
+            return Ok(Self { agent: pending.agent_id, signing_key, tls_key });
+        }
+        let keys = Self {
+            agent: AgentId::generate(random),
+            signing_key: SigningKey::generate(random),
+            tls_key: TlsKey::generate()?,
+        };
+        keys.save(state)?;
+        Ok(keys)
     }
-    let (agent, signing, tls) =
-        (AgentId::generate(random), SigningKey::generate(random), TlsKey::generate()?);
-    let pending = Pending {
-        agent_id: agent,
-        signing_key: Encoded::new(signing.seed().expose()),
-        tls_key: Encoded::new(&tls.0),
-    };
-    state.write_json(PENDING, &pending)?;
-    Ok((agent, signing, tls))
+
+    /// The same keys under another id, on disk when this returns.
+    fn under(self, state: &StateDir, agent: AgentId) -> Result<Self, EnrollError> {
+        let keys = Self { agent, ..self };
+        keys.save(state)?;
+        Ok(keys)
+    }
+
+    fn save(&self, state: &StateDir) -> Result<(), StateError> {
+        let pending = Pending {
+            agent_id: self.agent,
+            signing_key: Encoded::new(self.signing_key.seed().expose()),
+            tls_key: Encoded::new(&self.tls_key.0),
+        };
+        state.write_json(PENDING, &pending)
+    }
+
+    fn request(&self, enrolment: &Enrolment, clock: &Clock) -> Result<v1::EnrollRequest, IdentityError> {
+        let object = AgentKeyObject::first(self.agent, &self.signing_key, clock.now());
+        Ok(v1::EnrollRequest {
+            token: enrolment.token.expose().clone(),
+            host: enrolment.host.clone(),
+            csr_der: self.tls_key.request()?,
+            signing_key: self.signing_key.verifying_key().to_vec(),
+            agent_key_object: object.bytes().to_vec(),
+            agent_id: self.agent.to_vec(),
+            agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+            root_key_sha256: enrolment.root_pins.iter().map(|pin| pin.to_vec()).collect(),
+        })
+    }
 }
 
 /// Sends the request to the first coordinator that answers.

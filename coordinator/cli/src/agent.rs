@@ -1,6 +1,8 @@
-//! `sealift agent list|show|label|revoke`: the hosts of the fleet.
+//! `sealift agent list|show|label|approve|retire|revoke`: the hosts of the fleet.
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use sealift_common::clock::UnixMillis;
@@ -11,9 +13,13 @@ use serde::Serialize;
 use crate::app::App;
 use crate::coordinator::{Limit, pages};
 use crate::error::{Error, Exit, Result, said};
+use crate::hosts;
 use crate::source::SourceView;
-use crate::time::{relative, rfc3339};
+use crate::time::{parse_moment, relative, rfc3339, rough};
 use crate::ui::{self, Change};
+
+/// Clocks may differ this much.
+const CLOCK_TOLERANCE: Duration = Duration::from_secs(5 * 60);
 
 /// `sealift agent …`
 #[derive(Debug, Subcommand)]
@@ -26,11 +32,21 @@ pub enum Command {
     /// Show one host and its sources
     #[command(after_help = "Example:\n  sealift agent show store-0042")]
     Show(ShowArgs),
-    /// Set and remove labels of a host
+    /// Set and remove labels of a host, or of all hosts of a list
     #[command(
-        after_help = "Example:\n  sealift agent label store-0042 region=eu legacy-      (sets region, removes legacy)"
+        after_help = "Examples:\n  sealift agent label store-0042 region=eu legacy-      (sets region, removes legacy)\n  sealift agent label -f hosts.csv      (CSV: a column `name`, one for each label; an empty cell removes it)"
     )]
     Label(LabelArgs),
+    /// Let a pending host into service: it asked for a name that was taken
+    #[command(
+        after_help = "Examples:\n  sealift agent approve store-0042.3f1c9a2b\n  sealift agent approve 3f1c9a2b --name store-0042-b"
+    )]
+    Approve(ApproveArgs),
+    /// Take a host out of service in peace: it is not missed any more, and its backups stay until then
+    #[command(
+        after_help = "Example:\n  sealift agent retire store-0042 --keep-until 2027-12-31 --reason 'store closed'"
+    )]
+    Retire(RetireArgs),
     /// Shut a host out for good: its certificate and its session end at once
     #[command(after_help = "Example:\n  sealift agent revoke store-0042 --reason 'stolen'")]
     Revoke(RevokeArgs),
@@ -57,10 +73,41 @@ pub struct ShowArgs {
 #[derive(Debug, Args)]
 pub struct LabelArgs {
     /// Name or id of the host
-    agent: String,
+    #[arg(required_unless_present = "file")]
+    agent: Option<String>,
     /// KEY=VALUE sets a label, KEY- removes one
-    #[arg(required = true, value_name = "KEY=VALUE|KEY-")]
+    #[arg(required_unless_present = "file", value_name = "KEY=VALUE|KEY-")]
     labels: Vec<String>,
+    /// Label all hosts of this list
+    #[arg(short = 'f', long, value_name = "FILE", conflicts_with_all = ["agent", "labels"])]
+    file: Option<PathBuf>,
+    #[command(flatten)]
+    change: Change,
+}
+
+/// `sealift agent approve`
+#[derive(Debug, Args)]
+pub struct ApproveArgs {
+    /// Name or id of the host, as `agent list` shows it
+    agent: String,
+    /// Another name than the one it asked for
+    #[arg(long)]
+    name: Option<Name>,
+    #[command(flatten)]
+    change: Change,
+}
+
+/// `sealift agent retire`
+#[derive(Debug, Args)]
+pub struct RetireArgs {
+    /// Name or id of the host
+    agent: String,
+    /// Its backups stay until then
+    #[arg(long, value_name = "TIME", value_parser = parse_moment)]
+    keep_until: UnixMillis,
+    /// Why; goes into the audit
+    #[arg(long, default_value = "", hide_default_value = true)]
+    reason: String,
     #[command(flatten)]
     change: Change,
 }
@@ -98,6 +145,10 @@ struct View {
     last_seen: Option<String>,
     certificate_expires: Option<String>,
     signing_key: String,
+    wanted_name: Option<String>,
+    state_reason: Option<String>,
+    keep_until: Option<String>,
+    clock_skew_ms: i64,
     sources: Vec<SourceView>,
     #[serde(skip)]
     last_seen_ms: i64,
@@ -122,6 +173,10 @@ impl From<&v1::Agent> for View {
             last_seen: rfc3339(agent.last_seen_ms),
             certificate_expires: rfc3339(agent.certificate_expires_ms),
             signing_key: hex::encode(&agent.signing_key),
+            wanted_name: (!agent.wanted_name.is_empty()).then(|| agent.wanted_name.clone()),
+            state_reason: (!agent.state_reason.is_empty()).then(|| agent.state_reason.clone()),
+            keep_until: rfc3339(agent.keep_until_ms),
+            clock_skew_ms: agent.clock_skew_ms,
             sources: agent.sources.iter().map(SourceView::from).collect(),
             last_seen_ms: agent.last_seen_ms,
             certificate_expires_ms: agent.certificate_expires_ms,
@@ -135,6 +190,8 @@ pub async fn run(app: &App, command: Command) -> Result<Exit> {
         Command::List(args) => list(app, args).await,
         Command::Show(args) => show(app, args).await,
         Command::Label(args) => label(app, args).await,
+        Command::Approve(args) => approve(app, args).await,
+        Command::Retire(args) => retire(app, args).await,
         Command::Revoke(args) => revoke(app, args).await,
     }
 }
@@ -181,7 +238,8 @@ fn lines(view: &View, now: UnixMillis) -> Vec<(&'static str, String)> {
     vec![
         ("Name", view.name.clone()),
         ("Id", view.id.clone()),
-        ("State", view.state.clone()),
+        ("State", view.state_line()),
+        ("Clock", clock_line(view.clock_skew_ms)),
         ("Last seen", if view.connected { "connected".to_owned() } else { relative(view.last_seen_ms, now) }),
         ("Address", view.address.clone()),
         ("Labels", ui::labels(&view.labels)),
@@ -196,14 +254,47 @@ fn lines(view: &View, now: UnixMillis) -> Vec<(&'static str, String)> {
     ]
 }
 
+impl View {
+    fn state_line(&self) -> String {
+        let more = match (&self.wanted_name, &self.keep_until, &self.state_reason) {
+            (Some(wanted), ..) => {
+                format!(": asked for the name {wanted}, which is taken; see sealift agent approve")
+            }
+            (_, Some(until), reason) => {
+                format!(
+                    ", backups stay until {until}{}",
+                    reason.as_ref().map_or_else(String::new, |r| format!(" ({r})"))
+                )
+            }
+            (_, _, Some(reason)) => format!(" ({reason})"),
+            _ => String::new(),
+        };
+        format!("{}{more}", self.state)
+    }
+}
+
+/// Something only where the host's clock is wrong.
+fn clock_line(skew_ms: i64) -> String {
+    let apart = Duration::from_millis(skew_ms.unsigned_abs());
+    if apart <= CLOCK_TOLERANCE {
+        return String::new();
+    }
+    let way = if skew_ms > 0 { "ahead of" } else { "behind" };
+    format!("{} {way} the coordinator's: set it, and let NTP keep it", rough(apart))
+}
+
 async fn label(app: &App, args: LabelArgs) -> Result<Exit> {
+    if let Some(path) = &args.file {
+        return label_list(app, path, args.change).await;
+    }
+    let agent = args.agent.unwrap_or_default();
     let (set, remove) = split_labels(&args.labels)?;
     if args.change.dry_run {
         let set = ui::labels(&set.into_iter().collect::<BTreeMap<_, _>>());
-        app.ui.note(format!("would label {}: set {set:?}, remove {:?}", args.agent, remove.join(",")));
+        app.ui.note(format!("would label {agent}: set {set:?}, remove {:?}", remove.join(",")));
         return Ok(Exit::Done);
     }
-    let request = v1::LabelAgentRequest { agent: args.agent, set: set.into_iter().collect(), remove };
+    let request = v1::LabelAgentRequest { agent, set: set.into_iter().collect(), remove };
     let agent = app
         .connect()
         .await?
@@ -220,6 +311,72 @@ async fn label(app: &App, args: LabelArgs) -> Result<Exit> {
             Ok(Exit::Done)
         }
     }
+}
+
+async fn label_list(app: &App, path: &Path, change: Change) -> Result<Exit> {
+    let list = hosts::read(path)?;
+    if change.dry_run {
+        for host in &list {
+            let set = ui::labels(&host.labels);
+            app.ui.note(format!("would label {}: set {set:?}, remove {:?}", host.name, host.empty.join(",")));
+        }
+        return Ok(Exit::Done);
+    }
+    let host = |host: hosts::HostLine| v1::LabelAgentRequest {
+        agent: host.name.into(),
+        set: host.labels.into_iter().collect(),
+        remove: host.empty,
+    };
+    let request = v1::LabelAgentsRequest { hosts: list.into_iter().map(host).collect() };
+    let reply = app.connect().await?.hosts().label_agents(request).await.map_err(said("label the hosts"))?;
+    let reply = reply.into_inner();
+    if app.ui.format == ui::Format::Json {
+        app.ui.json(&serde_json::json!({ "changed": reply.changed, "unchanged": reply.unchanged }))?;
+    }
+    let (changed, unchanged) = (reply.changed as usize, reply.unchanged);
+    app.ui.note(format!("{} labelled, {unchanged} had these labels before", ui::count(changed, "host")));
+    Ok(Exit::Done)
+}
+
+async fn approve(app: &App, args: ApproveArgs) -> Result<Exit> {
+    if args.change.dry_run {
+        let name = args.name.map_or_else(|| "the name it asked for".to_owned(), String::from);
+        app.ui.note(format!("would let {} into service under {name}", args.agent));
+        return Ok(Exit::Done);
+    }
+    let name = args.name.map(String::from).unwrap_or_default();
+    let request = v1::ApproveAgentRequest { agent: args.agent, name };
+    let agent =
+        app.connect().await?.hosts().approve_agent(request).await.map_err(said("approve the host"))?;
+    let agent = agent.into_inner();
+    if app.ui.format == ui::Format::Json {
+        return print(app, &agent);
+    }
+    app.ui.note(format!("{} is in service", agent.name));
+    Ok(Exit::Done)
+}
+
+async fn retire(app: &App, args: RetireArgs) -> Result<Exit> {
+    let coordinator = app.connect().await?;
+    let request = v1::GetAgentRequest { agent: args.agent };
+    let agent = coordinator.agents().get_agent(request).await.map_err(said("retire the host"))?.into_inner();
+    let until = rfc3339(args.keep_until.0).unwrap_or_default();
+    let what =
+        format!("{} ({}) will be taken out of service; its backups stay until {until}", agent.name, agent.id);
+    if args.change.dry_run {
+        app.ui.note(what);
+        return Ok(Exit::Done);
+    }
+    app.ui.confirm_loss(args.change, &what, &agent.name)?;
+    let request =
+        v1::RetireAgentRequest { agent: agent.id, keep_until_ms: args.keep_until.0, reason: args.reason };
+    let agent =
+        coordinator.hosts().retire_agent(request).await.map_err(said("retire the host"))?.into_inner();
+    if app.ui.format == ui::Format::Json {
+        return print(app, &agent);
+    }
+    app.ui.note(format!("{} is retired", agent.name));
+    Ok(Exit::Done)
 }
 
 type LabelChanges = (Vec<(String, String)>, Vec<String>);

@@ -12,7 +12,8 @@ use crate::coordinator::Coordinator;
 use crate::error::{Error, Exit, Result, because, chain};
 use crate::ui::{Format, Ui};
 use crate::{
-    agent, audit, backup, browse, completion, context, keys, restore, run, source, status, token, trust,
+    agent, audit, backup, browse, completion, context, keys, restore, run, series, source, status, token,
+    trust,
 };
 
 /// Back up a fleet of hosts into S3, and get it back.
@@ -43,6 +44,9 @@ enum Noun {
     /// What the hosts can back up
     #[command(subcommand)]
     Source(source::Command),
+    /// One source over time: also under another name, or on another host
+    #[command(subcommand)]
+    Series(series::Command),
     /// Backups: start, list, show, verify
     #[command(subcommand)]
     Backup(backup::Command),
@@ -142,6 +146,7 @@ async fn dispatch(app: &App, noun: Noun) -> Result<Exit> {
         Noun::Status(args) => status::run(app, &args).await,
         Noun::Agent(command) => agent::run(app, command).await,
         Noun::Source(command) => source::run(app, command).await,
+        Noun::Series(command) => series::run(app, command).await,
         Noun::Backup(command) => backup::run(app, command).await,
         Noun::Run(command) => run::run(app, command).await,
         Noun::Restore(args) => restore::run(app, *args).await,

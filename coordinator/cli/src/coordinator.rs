@@ -5,7 +5,9 @@ use sealift_proto::v1;
 use sealift_proto::v1::agent_admin_client::AgentAdminClient;
 use sealift_proto::v1::backup_admin_client::BackupAdminClient;
 use sealift_proto::v1::fleet_admin_client::FleetAdminClient;
+use sealift_proto::v1::host_admin_client::HostAdminClient;
 use sealift_proto::v1::run_admin_client::RunAdminClient;
+use sealift_proto::v1::series_admin_client::SeriesAdminClient;
 use sealift_proto::v1::token_admin_client::TokenAdminClient;
 use sealift_proto::v1::trust_admin_client::TrustAdminClient;
 use tokio::net::TcpStream;
@@ -114,6 +116,10 @@ impl Coordinator {
         tokens: TokenAdminClient;
         /// Hosts and their sources.
         agents: AgentAdminClient;
+        /// Hosts over their life.
+        hosts: HostAdminClient;
+        /// Series.
+        series: SeriesAdminClient;
         /// The trust policy.
         trust: TrustAdminClient;
         /// Runs.

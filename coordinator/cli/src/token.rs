@@ -1,6 +1,7 @@
 //! `sealift token create|list|revoke`: what lets a host enrol.
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
@@ -13,13 +14,14 @@ use crate::coordinator::{Limit, pages};
 use crate::error::{Exit, Result, said};
 use crate::time::{parse_duration, relative, rfc3339};
 use crate::ui::{self, Change};
+use crate::{hosts, trust};
 
 /// `sealift token …`
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Make a token that lets hosts enrol; it is shown once
     #[command(
-        after_help = "Examples:\n  sealift token create --label role=pos --label store=0042\n  sealift token create --name store-0042 --ttl 30m\n  sealift token create --uses 50 --ttl 24h --label region=eu"
+        after_help = "Examples:\n  sealift token create --label role=pos --label store=0042\n  sealift token create --name store-0042 --ttl 30m\n  sealift token create --uses 50 --ttl 24h --label region=eu\n  sealift token create --from hosts.csv --ttl 7d > tokens.csv      (one token for each host; columns: name, and a label each)\n  sealift token create --replaces store-0042      (new disk, same host)"
     )]
     Create(Box<CreateArgs>),
     /// List tokens
@@ -33,6 +35,13 @@ pub enum Command {
 /// `sealift token create`
 #[derive(Debug, Args)]
 pub struct CreateArgs {
+    /// One token for each host of this list (CSV: a column `name`, one for each label, perhaps `scope`); each is good for its
+    /// own name and labels only
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["uses", "scope", "name", "replaces"])]
+    from: Option<PathBuf>,
+    /// For the new host of this agent: name, labels and series stay, the old host's keys are shut out
+    #[arg(long, value_name = "AGENT", conflicts_with_all = ["uses", "scope", "name", "labels"])]
+    replaces: Option<String>,
     /// A label that hosts enrolled with it carry; may be repeated
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = parse_label)]
     labels: Vec<(String, String)>,
@@ -48,6 +57,12 @@ pub struct CreateArgs {
     /// The host's name in the fleet; without it the host says its own
     #[arg(long)]
     name: Option<Name>,
+    /// With --replaces: root key to vouch with for what the old host has signed; without it the one that the context names
+    #[arg(long = "root-key", value_name = "FILE", requires = "replaces")]
+    root_keys: Vec<PathBuf>,
+    /// File whose first line is the passphrase of the root key; without it the terminal is asked
+    #[arg(long, value_name = "FILE", requires = "replaces")]
+    passphrase_file: Option<PathBuf>,
     #[command(flatten)]
     change: Change,
 }
@@ -73,6 +88,7 @@ struct View {
     used: u32,
     revoked: bool,
     created_by: String,
+    replaces: Option<String>,
     #[serde(skip)]
     expires_ms: i64,
 }
@@ -90,6 +106,7 @@ impl From<&v1::Token> for View {
             used: token.used,
             revoked: token.revoked,
             created_by: token.created_by.clone(),
+            replaces: (!token.replaces.is_empty()).then(|| token.replaces.clone()),
             expires_ms: token.expires_ms,
         }
     }
@@ -117,7 +134,33 @@ pub async fn run(app: &App, command: Command) -> Result<Exit> {
 }
 
 async fn create(app: &App, args: CreateArgs) -> Result<Exit> {
-    if args.change.dry_run {
+    if let Some(path) = &args.from {
+        return create_for_list(app, &args, path).await;
+    }
+    if let Some(agent) = &args.replaces {
+        let request = v1::GetAgentRequest { agent: agent.clone() };
+        let agent = app.connect().await?.agents().get_agent(request).await.map_err(said("find the host"))?;
+        let agent = agent.into_inner();
+        let what = format!(
+            "the host that enrols with this token becomes {} ({}); the keys of the present one are shut out then",
+            agent.name, agent.id
+        );
+        app.ui.note(&what);
+        if args.change.dry_run {
+            return Ok(Exit::Done);
+        }
+        app.ui.confirm_loss(args.change, &what, &agent.name)?;
+        // Two keys of one agent believe neither: what the old host signed is vouched for before there is a second one.
+        let root = trust::RootArgs {
+            root_keys: args.root_keys.clone(),
+            passphrase_file: args.passphrase_file.clone(),
+        };
+        let coordinator = app.connect().await?;
+        if !agent.signing_key.is_empty() {
+            trust::vouch(app, &coordinator, std::slice::from_ref(&agent), &root, None).await?;
+        }
+        app.ui.note(format!("once it has enrolled: sealift trust attest {}", agent.name));
+    } else if args.change.dry_run {
         app.ui.note(format!(
             "would make a token for {} within {}, labels {}",
             ui::count(args.uses as usize, "host"),
@@ -132,6 +175,7 @@ async fn create(app: &App, args: CreateArgs) -> Result<Exit> {
         uses: args.uses,
         scope: args.scope,
         name: args.name.map(String::from).unwrap_or_default(),
+        replaces: args.replaces.clone().unwrap_or_default(),
     };
     let reply = app
         .connect()
@@ -165,6 +209,69 @@ async fn create(app: &App, args: CreateArgs) -> Result<Exit> {
             ui::print(&format!("{}\n", created.token))?;
             app.ui.note(format!(
                 "\non the host, put the token into a file that only root can read, then:\n\n  {}\n",
+                created.enroll
+            ));
+        }
+    }
+    Ok(Exit::Done)
+}
+
+#[derive(Serialize)]
+struct CreatedList {
+    expires: Option<String>,
+    ca_sha256: String,
+    root_key_sha256: Vec<String>,
+    coordinators: Vec<String>,
+    enroll: String,
+    tokens: Vec<CreatedOne>,
+}
+
+#[derive(Serialize)]
+struct CreatedOne {
+    name: String,
+    token: String,
+    id: String,
+}
+
+async fn create_for_list(app: &App, args: &CreateArgs, path: &Path) -> Result<Exit> {
+    let list = hosts::read(path)?;
+    if args.change.dry_run {
+        for host in &list {
+            app.ui.note(format!("would make a token for {}, labels {}", host.name, ui::labels(&host.labels)));
+        }
+        return Ok(Exit::Done);
+    }
+    let host = |host: hosts::HostLine| {
+        let mut labels: BTreeMap<String, String> = args.labels.iter().cloned().collect();
+        labels.extend(host.labels);
+        v1::HostToken { name: host.name.into(), labels: labels.into_iter().collect(), scope: host.scope }
+    };
+    let request = v1::CreateTokensRequest {
+        hosts: list.into_iter().map(host).collect(),
+        ttl_ms: u64::try_from(args.ttl.as_millis()).unwrap_or(u64::MAX),
+    };
+    let reply = app.connect().await?.hosts().create_tokens(request).await.map_err(said("create tokens"))?;
+    let reply = reply.into_inner();
+    let ca_sha256 = hex::encode(&reply.ca_sha256);
+    let root_key_sha256: Vec<String> = reply.root_sha256.iter().map(hex::encode).collect();
+    let one = |made: v1::CreatedToken| CreatedOne { name: made.name, token: made.token, id: made.id };
+    let created = CreatedList {
+        enroll: enroll_line(&reply.coordinators, &ca_sha256, &root_key_sha256),
+        expires: rfc3339(reply.expires_ms),
+        ca_sha256,
+        root_key_sha256,
+        coordinators: reply.coordinators,
+        tokens: reply.tokens.into_iter().map(one).collect(),
+    };
+    match app.ui.format {
+        ui::Format::Json => app.ui.json(&created)?,
+        ui::Format::Table => {
+            let rows = created.tokens.iter().map(|made| vec![made.name.as_str(), made.token.as_str()]);
+            ui::print(&hosts::to_csv(&["name", "token"], rows))?;
+            app.ui.note(format!(
+                "{} are shown once; they end {}. Put each into a file that only root can read on its host, then there:\n\n  {}\n",
+                ui::count(created.tokens.len(), "token"),
+                relative(reply.expires_ms, app.clock.now()),
                 created.enroll
             ));
         }

@@ -1,18 +1,21 @@
-//! `sealift trust set|show`: who can open the backups. Signed on this machine; the coordinator only stores it.
+//! `sealift trust set|show|attest`: who can open the backups. Signed on this machine; the coordinator only stores it.
 
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use sealift_common::clock::UnixMillis;
 use sealift_common::crypto::key_file;
-use sealift_common::crypto::trust::{RuleRecipient, verify_chain};
-use sealift_common::crypto::{Recipient, RootPin, Rule, SigningKey, TrustError, TrustObject, TrustPolicy};
-use sealift_common::id::{RepositoryId, Sha256};
+use sealift_common::crypto::trust::{AttestedAgent, RuleRecipient, verify_chain};
+use sealift_common::crypto::{
+    Recipient, RootPin, Rule, SigningKey, TrustError, TrustObject, TrustPolicy, VerifyingKey,
+};
+use sealift_common::id::{AgentId, RepositoryId, Sha256};
 use sealift_proto::v1;
 use serde::Serialize;
 
+use crate::agent::selector;
 use crate::app::App;
-use crate::coordinator::Coordinator;
+use crate::coordinator::{Coordinator, Limit, pages};
 use crate::error::{Error, Exit, Result, because, said};
 use crate::identity::passphrase;
 use crate::restore::Pins;
@@ -29,6 +32,37 @@ pub enum Command {
     /// Show who can open the backups
     #[command(after_help = "Example:\n  sealift trust show")]
     Show(ShowArgs),
+    /// Vouch for the signing keys that hosts have now: after a host was replaced, say, or for the whole fleet
+    #[command(
+        after_help = "Examples:\n  sealift trust attest store-0042 --root-key root.key\n  sealift trust attest -l role=pos"
+    )]
+    Attest(AttestArgs),
+}
+
+/// `sealift trust attest`
+#[derive(Debug, Args)]
+pub struct AttestArgs {
+    /// Name or id of the host
+    #[arg(required_unless_present = "selector")]
+    agent: Option<String>,
+    /// All hosts with these labels
+    #[arg(short = 'l', long, value_name = "SELECTOR", value_parser = selector, conflicts_with = "agent")]
+    selector: Option<String>,
+    #[command(flatten)]
+    root: RootArgs,
+    #[command(flatten)]
+    change: Change,
+}
+
+/// What a trust policy is signed with.
+#[derive(Debug, Args)]
+pub struct RootArgs {
+    /// Root key to sign with; may be repeated. Without it: the one that the context names
+    #[arg(long = "root-key", value_name = "FILE")]
+    pub root_keys: Vec<PathBuf>,
+    /// File whose first line is the passphrase of the root key; without it the terminal is asked
+    #[arg(long, value_name = "FILE")]
+    pub passphrase_file: Option<PathBuf>,
 }
 
 /// `sealift trust set`
@@ -40,12 +74,8 @@ pub struct SetArgs {
     /// Only for hosts enrolled with this scope; without it, for all that no other rule is for
     #[arg(long, default_value = "", hide_default_value = true)]
     scope: String,
-    /// Root key to sign with; may be repeated. Without it: the one that the context names
-    #[arg(long = "root-key", value_name = "FILE")]
-    root_keys: Vec<PathBuf>,
-    /// File whose first line is the passphrase of the root key; without it the terminal is asked
-    #[arg(long, value_name = "FILE")]
-    passphrase_file: Option<PathBuf>,
+    #[command(flatten)]
+    root: RootArgs,
     /// A single recipient is enough: if that key is lost, so are the backups
     #[arg(long)]
     single: bool,
@@ -71,6 +101,7 @@ pub async fn run(app: &App, command: Command) -> Result<Exit> {
     match command {
         Command::Set(args) => set(app, args).await,
         Command::Show(args) => show(app, args).await,
+        Command::Attest(args) => attest(app, args).await,
     }
 }
 
@@ -97,12 +128,10 @@ async fn fetch(coordinator: &Coordinator) -> Result<Chain> {
 
 async fn set(app: &App, args: SetArgs) -> Result<Exit> {
     check_recipients(&args)?;
-    let keys = load_root_keys(app, &args)?;
+    let keys = load_root_keys(app, &args.root)?;
     let coordinator = app.connect().await?;
     let chain = fetch(&coordinator).await?;
-    let mut pin = app.context()?.root_pin(&app.ui)?;
-    // Whoever holds a root key knows it to be one: what it signed before is believed, and nothing else is built upon.
-    pin.fingerprints.extend(keys.iter().map(|key| key.verifying_key().fingerprint()));
+    let pin = believed(app, &keys)?;
     let before = current(&chain, &pin)?;
     let policy = next_policy(&chain, before.as_ref(), &args, app.clock.now());
     let lost = removed(before.as_ref(), &args);
@@ -117,11 +146,7 @@ async fn set(app: &App, args: SetArgs) -> Result<Exit> {
             "those removed cannot open the backups made from now on (they still open the earlier ones)";
         app.ui.confirm_loss(args.change, what, "remove")?;
     }
-    let refs: Vec<&SigningKey> = keys.iter().collect();
-    let object = TrustObject::sign(policy, &refs).map_err(because(Exit::Usage, "that is no trust policy"))?;
-    check_signed(&chain, &pin, &object)?;
-    let request = v1::SetTrustRequest { object: object.bytes().to_vec() };
-    coordinator.trust().set_trust(request).await.map_err(said("set the trust policy"))?;
+    let object = sign_and_set(&coordinator, &chain, &pin, policy, &keys).await?;
     let view = View::of(Some(object.policy()), Some(object.sha256()), true);
     match app.ui.format {
         ui::Format::Json => app.ui.json(&view)?,
@@ -130,6 +155,104 @@ async fn set(app: &App, args: SetArgs) -> Result<Exit> {
         }
     }
     Ok(Exit::Done)
+}
+
+/// Whoever holds a root key knows it to be one: what it signed before is believed, and nothing else is built upon.
+fn believed(app: &App, keys: &[SigningKey]) -> Result<RootPin> {
+    let mut pin = app.context()?.root_pin(&app.ui)?;
+    pin.fingerprints.extend(keys.iter().map(|key| key.verifying_key().fingerprint()));
+    Ok(pin)
+}
+
+async fn sign_and_set(
+    coordinator: &Coordinator,
+    chain: &Chain,
+    pin: &RootPin,
+    policy: TrustPolicy,
+    keys: &[SigningKey],
+) -> Result<TrustObject> {
+    let refs: Vec<&SigningKey> = keys.iter().collect();
+    let object = TrustObject::sign(policy, &refs).map_err(because(Exit::Usage, "that is no trust policy"))?;
+    check_signed(chain, pin, &object)?;
+    let request = v1::SetTrustRequest { object: object.bytes().to_vec() };
+    coordinator.trust().set_trust(request).await.map_err(said("set the trust policy"))?;
+    Ok(object)
+}
+
+async fn attest(app: &App, args: AttestArgs) -> Result<Exit> {
+    let coordinator = app.connect().await?;
+    let hosts = match &args.agent {
+        Some(agent) => {
+            let request = v1::GetAgentRequest { agent: agent.clone() };
+            let found = coordinator.agents().get_agent(request).await.map_err(said("find the host"))?;
+            vec![found.into_inner()]
+        }
+        None => {
+            let selector = args.selector.clone().unwrap_or_default();
+            pages(&app.ui, Limit::all(), async |page| {
+                let request = v1::ListAgentsRequest { page: Some(page), selector: selector.clone() };
+                let reply = coordinator.agents().list_agents(request).await.map_err(said("list hosts"))?;
+                let reply = reply.into_inner();
+                Ok((reply.agents, reply.next))
+            })
+            .await?
+        }
+    };
+    let added = vouch(app, &coordinator, &hosts, &args.root, Some(args.change)).await?;
+    match app.ui.format {
+        ui::Format::Json => app.ui.json(&serde_json::json!({ "attested": added }))?,
+        ui::Format::Table => app.ui.note(format!("{} attested", ui::count(added, "signing key"))),
+    }
+    Ok(Exit::Done)
+}
+
+/// Puts the present signing keys of these hosts into the trust policy; how many were not there. Asks before it signs where
+/// `change` is given.
+///
+/// # Errors
+/// Where there is no root key at hand, or the policy cannot be believed or set.
+pub async fn vouch(
+    app: &App,
+    coordinator: &Coordinator,
+    hosts: &[v1::Agent],
+    root: &RootArgs,
+    change: Option<Change>,
+) -> Result<usize> {
+    let keys = load_root_keys(app, root)?;
+    let chain = fetch(coordinator).await?;
+    let pin = believed(app, &keys)?;
+    let Some((before, sha256)) = current(&chain, &pin)? else {
+        return Err(Error::usage("there is no trust policy yet: set one with `sealift trust set`"));
+    };
+    let mut agents = before.agents.clone();
+    const UNUSABLE: &str = "the coordinator's answer cannot be used";
+    for host in hosts {
+        let agent: AgentId = host.id.parse().map_err(because(Exit::Verification, UNUSABLE))?;
+        let signing_key = VerifyingKey::try_from(host.signing_key.as_slice());
+        let signing_key = signing_key.map_err(because(Exit::Verification, UNUSABLE))?;
+        if !before.attests(agent, &signing_key) {
+            app.ui.note(format!("vouching for {}: {}", host.name, hex::encode(signing_key.as_bytes())));
+            agents.push(AttestedAgent { agent, signing_key, created: UnixMillis(host.enrolled_ms) });
+        }
+    }
+    let added = agents.len() - before.agents.len();
+    if added == 0 || change.is_some_and(|change| change.dry_run) {
+        return Ok(added);
+    }
+    if let Some(change) = change {
+        app.ui.confirm(change, "sign this?")?;
+    }
+    let policy = TrustPolicy {
+        version: before.version + 1,
+        created: app.clock.now(),
+        previous: Some(sha256),
+        agents,
+        next_roots: Vec::new(),
+        next_threshold: 0,
+        ..before
+    };
+    sign_and_set(coordinator, &chain, &pin, policy, &keys).await?;
+    Ok(added)
 }
 
 fn check_recipients(args: &SetArgs) -> Result<()> {
@@ -147,7 +270,7 @@ fn check_recipients(args: &SetArgs) -> Result<()> {
     Ok(())
 }
 
-fn load_root_keys(app: &App, args: &SetArgs) -> Result<Vec<SigningKey>> {
+fn load_root_keys(app: &App, args: &RootArgs) -> Result<Vec<SigningKey>> {
     let mut paths = args.root_keys.clone();
     if paths.is_empty() {
         paths.extend(app.context()?.root_key);
@@ -328,8 +451,7 @@ mod tests {
         SetArgs {
             recipients,
             scope: scope.to_owned(),
-            root_keys: vec![],
-            passphrase_file: None,
+            root: RootArgs { root_keys: vec![], passphrase_file: None },
             single: false,
             change: Change { dry_run: false, yes: false },
         }

@@ -13,6 +13,7 @@ use crate::identity::IdentityError;
 use crate::identity::ca::CaError;
 use crate::objects::ObjectError;
 use crate::runs::RunError;
+use crate::series::SeriesError;
 use crate::store::{StoreError, is_unreachable};
 use crate::uploads::{AHEAD_RETRY, UploadError};
 
@@ -69,11 +70,18 @@ impl From<IdentityError> for Status {
             | E::TokenRevoked { .. }
             | E::TokenUsedUp { .. }
             | E::AgentRevoked(_)
+            | E::AgentRetired(_)
+            | E::AgentPending(_)
+            | E::HostReplaced(_)
             | E::ChallengeSignature(_) => Code::PermissionDenied,
             E::NameTaken { .. } | E::AgentTaken(_) => Code::AlreadyExists,
             E::KeyObject(_) | E::Trust(_) => return whole(Code::PermissionDenied, &error),
             E::AgentUnknown(_) | E::NoToken(_) => Code::NotFound,
-            E::OtherRoot { .. } | E::ChallengeUnknown | E::TrustVersion { .. } | E::NoRoots => {
+            E::OtherRoot { .. }
+            | E::ChallengeUnknown
+            | E::TrustVersion { .. }
+            | E::NoRoots
+            | E::NotPending(..) => {
                 Code::FailedPrecondition
             }
             E::TooManyChallenges => Code::ResourceExhausted,
@@ -83,6 +91,22 @@ impl From<IdentityError> for Status {
             E::Ca(_) | E::Objects(_) | E::Store(_) => return internal(&error),
         };
         Self::new(code, error.to_string())
+    }
+}
+
+impl From<SeriesError> for Status {
+    fn from(error: SeriesError) -> Self {
+        use SeriesError as E;
+        match error {
+            E::NotFound { .. } => Self::not_found(error.to_string()),
+            E::Ambiguous(_) => Self::invalid_argument(error.to_string()),
+            E::StillPresent { .. } | E::HasBackups { .. } | E::Busy(_) | E::Empty(_) => {
+                Self::failed_precondition(error.to_string())
+            }
+            E::Identity(inner) => inner.into(),
+            E::Access(ref inner) => access(inner, &error),
+            E::Store(_) => internal(&error),
+        }
     }
 }
 
@@ -132,6 +156,7 @@ impl From<BackupError> for Status {
             | E::NotPrepared { .. }
             | E::NotArrived { .. }
             | E::Altered { .. }
+            | E::EpochLeft { .. }
             | E::RestoreOver => Self::failed_precondition(error.to_string()),
             E::Objects(ref inner) => objects(inner, &error),
             E::Access(ref inner) => access(inner, &error),

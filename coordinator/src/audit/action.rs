@@ -50,6 +50,8 @@ actions! {
     Admin {
         TokenCreate = "token.create", TokenList = "token.list", TokenRevoke = "token.revoke",
         AgentList = "agent.list", AgentShow = "agent.show", AgentLabel = "agent.label", AgentRevoke = "agent.revoke",
+        AgentApprove = "agent.approve", AgentRetire = "agent.retire",
+        SeriesList = "series.list", SeriesShow = "series.show", SeriesRename = "series.rename", SeriesEpoch = "series.epoch",
         SourceList = "source.list", SourceTest = "source.test",
         TrustShow = "trust.show", TrustSet = "trust.set",
         RunStart = "run.start", RunList = "run.list", RunShow = "run.show", RunCancel = "run.cancel",

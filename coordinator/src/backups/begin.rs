@@ -14,7 +14,7 @@ use crate::runs::state::AttemptEvent;
 use crate::runs::{AttemptRef, Report, advance, fence};
 use crate::store::backups::{self, BackupRow, BackupState};
 use crate::store::packs::{self, PackFacts};
-use crate::store::{StoreError, Tx, agents, sources, trust};
+use crate::store::{StoreError, Tx, agents, series, sources, trust};
 
 /// Packs of one message of the answer.
 pub const PACKS_PER_MESSAGE: u32 = 4_096;
@@ -145,6 +145,9 @@ impl Backups {
     ) -> Result<Begun, BackupError> {
         let now = self.core.clock.now();
         let found = fence(tx, attempt, agent).await?;
+        if series::leave_epoch(tx, found.series).await? == Some(new.epoch) {
+            return Err(BackupError::EpochLeft { series: found.series });
+        }
         let scope = agents::get(tx, agent).await?.map(|agent| agent.scope).unwrap_or_default();
         let trust = trust_in_force(tx, &scope).await?;
         let report = Report { backup: Some(new.id), ..Report::default() };

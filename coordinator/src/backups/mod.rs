@@ -26,7 +26,7 @@ pub mod resolve;
 pub mod restore;
 
 use sealift_common::crypto::TrustError;
-use sealift_common::id::BackupId;
+use sealift_common::id::{BackupId, SeriesId};
 
 use crate::audit::{AccessError, OpError};
 use crate::core::Core;
@@ -69,6 +69,14 @@ pub enum BackupError {
     NoRecipients {
         /// The scope of the agent.
         scope: String,
+    },
+    /// An agent that did not hear of the new epoch.
+    #[error(
+        "series {series} is to start a new epoch, and this agent builds on the old one: update the agent"
+    )]
+    EpochLeft {
+        /// Which series.
+        series: SeriesId,
     },
     /// The trust policy that is stored does not parse.
     #[error("the stored trust policy is wrong")]

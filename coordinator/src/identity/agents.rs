@@ -65,15 +65,18 @@ pub async fn select(
 }
 
 impl Identities {
-    /// Who it is that calls, if they may still call at all.
+    /// Who it is that calls, if they may still call at all. `key_epoch` says which of an agent's hosts it is.
     ///
     /// # Errors
-    /// [`IdentityError::AgentRevoked`], [`IdentityError::AgentUnknown`], or the database's own.
-    pub async fn check_caller(&self, actor: &Actor) -> Result<(), IdentityError> {
+    /// [`IdentityError::AgentRevoked`] and its kin, [`IdentityError::AgentUnknown`], or the database's own.
+    pub async fn check_caller(&self, actor: &Actor, key_epoch: u32) -> Result<(), IdentityError> {
         let Actor::Agent(id) = actor else { return Ok(()) };
-        match agents::state(&mut *self.core.store.reader().await?, *id).await? {
-            Some(AgentState::Active) => Ok(()),
-            Some(AgentState::Revoked) => Err(IdentityError::AgentRevoked(*id)),
+        match agents::standing(&mut *self.core.store.reader().await?, *id).await? {
+            Some((_, present)) if present != key_epoch => Err(IdentityError::HostReplaced(*id)),
+            Some((AgentState::Active, _)) => Ok(()),
+            Some((AgentState::Pending, _)) => Err(IdentityError::AgentPending(*id)),
+            Some((AgentState::Retired, _)) => Err(IdentityError::AgentRetired(*id)),
+            Some((AgentState::Revoked, _)) => Err(IdentityError::AgentRevoked(*id)),
             None => Err(IdentityError::AgentUnknown(id.to_string())),
         }
     }
@@ -148,11 +151,15 @@ impl Identities {
         ctx.perform(Action::AgentRevoke, &entity, Details::none().with("reason", reason), move |tx, _| {
             async move {
                 let mut agent = find_to_change(tx, text).await?;
+                let before = agent.state;
                 agent.state = AgentState::Revoked;
                 agent.state_reason = super::enrol::said(reason);
                 agents::update(tx, &agent).await?;
-                let said =
-                    Details::none().with("agent", agent.id.to_string()).with("name", agent.name.as_str());
+                let said = Details::none()
+                    .with("agent", agent.id.to_string())
+                    .with("name", agent.name.as_str())
+                    .with("before", before.as_str())
+                    .with("after", agent.state.as_str());
                 Ok((agent, said))
             }
             .boxed()

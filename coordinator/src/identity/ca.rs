@@ -15,7 +15,7 @@ use rcgen::{
 };
 use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer, PrivateKeyDer};
 use sealift_common::clock::{Clock, UnixMillis};
-use sealift_common::id::{Random, Sha256};
+use sealift_common::id::{AgentId, Random, Sha256};
 use sealift_common::tls::{self, Identity};
 
 use super::peer::{Subject, TrustDomain};
@@ -188,13 +188,14 @@ impl Ca {
     ///
     /// # Errors
     /// [`CaError::Make`].
-    pub fn issue_client(
+    pub fn issue_agent(
         &self,
-        subject: &Subject,
+        agent: AgentId,
+        key_epoch: u32,
         key: &RequestedKey,
         life: Duration,
     ) -> Result<Issued, CaError> {
-        self.client(subject, life, &key.0)
+        self.client(&Subject::Agent(agent), key_epoch, life, &key.0)
     }
 
     /// Makes key and certificate of an admin, for whoever administers the machine that the coordinator runs on.
@@ -203,13 +204,20 @@ impl Ca {
     /// [`CaError::Make`].
     pub fn issue_admin(&self, subject: &Subject, life: Duration) -> Result<(Issued, Identity), CaError> {
         let key = generate()?;
-        let issued = self.client(subject, life, &key)?;
+        let issued = self.client(subject, 0, life, &key)?;
         let identity = Identity { chain: issued.chain.clone(), key: private_key(&key) };
         Ok((issued, identity))
     }
 
-    fn client(&self, subject: &Subject, life: Duration, key: &impl PublicKeyData) -> Result<Issued, CaError> {
+    fn client(
+        &self,
+        subject: &Subject,
+        key_epoch: u32,
+        life: Duration,
+        key: &impl PublicKeyData,
+    ) -> Result<Issued, CaError> {
         let name = match subject {
+            Subject::Agent(id) if key_epoch > 0 => format!("agent {id} {key_epoch}"),
             Subject::Agent(id) => format!("agent {id}"),
             Subject::Admin(name) => format!("admin {name}"),
         };

@@ -8,10 +8,9 @@ use rustls_pki_types::CertificateDer;
 use sealift_common::clock::UnixMillis;
 use sealift_common::crypto::{AgentKeyObject, VerifyingKey};
 use sealift_common::id::{AgentId, Sha256};
-use sealift_common::name::Name;
+use sealift_common::name::{MAX_NAME, Name};
 
 use super::ca::{Issued, RequestedKey};
-use super::peer::Subject;
 use super::token::Token;
 use super::{Identities, IdentityError};
 use crate::audit::{Action, Details, OpContext, Operation};
@@ -50,6 +49,16 @@ pub struct Enrolment {
     pub root_pins: Vec<Sha256>,
 }
 
+/// What becomes of an enrolment.
+#[derive(Debug, Clone)]
+pub enum Enrolled {
+    /// The host is an agent now.
+    Member(Box<Membership>),
+    /// Its token is for the new host of this agent: it is to ask again under that id, with keys of its own. Nothing has
+    /// changed.
+    Replaces(AgentId),
+}
+
 /// What an agent gets.
 #[derive(Debug, Clone)]
 pub struct Membership {
@@ -69,7 +78,7 @@ impl Identities {
     ///
     /// # Errors
     /// [`IdentityError`]: one for each way in which a token is not good, and for what does not hold in the request.
-    pub async fn enrol(&self, ctx: &OpContext, request: Enrolment) -> Result<Membership, IdentityError> {
+    pub async fn enrol(&self, ctx: &OpContext, request: Enrolment) -> Result<Enrolled, IdentityError> {
         let details =
             Details::none().with("token", request.token.id.as_str()).with("host", said(&request.host));
         let operation = ctx.operation(Action::AgentEnroll, format!("agent:{}", request.agent), details);
@@ -80,41 +89,53 @@ impl Identities {
         &self,
         operation: &Operation<'_>,
         request: &Enrolment,
-    ) -> Result<Membership, IdentityError> {
-        let object = self.check_before_bucket(request).await?;
+    ) -> Result<Enrolled, IdentityError> {
+        let object = match self.check_before_bucket(request).await? {
+            Checked::Object(object) => object,
+            Checked::Replaces(agent) => return Ok(Enrolled::Replaces(agent)),
+        };
         let row = self.new_agent(request, &object);
         let admit = operation.change(|tx, _| {
             let row = row.clone();
             async move {
-                let agent = admit(tx, self.core.clock.now(), request, row).await?;
+                let (agent, before) = admit(tx, self.core.clock.now(), request, row).await?;
                 let (agent, issued) = self.certify(tx, agent, &request.key).await?;
-                let said =
-                    Details::none().with("name", agent.name.as_str()).with("serial", issued.serial.as_str());
+                let said = Details::none()
+                    .with("name", agent.name.as_str())
+                    .with("wanted_name", agent.wanted_name.as_str())
+                    .with("state", agent.state.as_str())
+                    .with("serial", issued.serial.as_str())
+                    .with("before", before.map(|agent| told(&agent)))
+                    .with("after", told(&agent));
                 Ok::<_, IdentityError>(((agent, issued), said))
             }
             .boxed()
         });
         let (row, issued) = admit.await?;
-        self.membership(row, issued).await
+        Ok(Enrolled::Member(Box::new(self.membership(row, issued).await?)))
     }
 
     /// Who has no good token must not make the coordinator write into the bucket; all of it is asked again in the
     /// transaction.
-    async fn check_before_bucket(&self, request: &Enrolment) -> Result<AgentKeyObject, IdentityError> {
+    async fn check_before_bucket(&self, request: &Enrolment) -> Result<Checked, IdentityError> {
         let object = AgentKeyObject::parse_first(&request.key_object, request.agent, &request.signing_key)?;
         self.check_pins(&request.root_pins)?;
         let mut conn = self.core.store.reader().await?;
         let token = known_token(&mut conn, &request.token).await?;
         if known_agent(&mut conn, request, &token).await?.is_none() {
             usable(&token, self.core.clock.now())?;
-            named(&mut conn, request, &token).await?;
+            match token.replaces {
+                Some(agent) if agent != request.agent => return Ok(Checked::Replaces(agent)),
+                Some(_) => {}
+                None => drop(wanted_name(request, &token)?),
+            }
         }
         drop(conn);
         let key = object.name().into();
         let put = self.objects.put(&key, Bytes::copy_from_slice(object.bytes()), Put::New);
         match put.await {
             Err(error) if error.kind != ObjectErrorKind::AlreadyThere => Err(error.into()),
-            _ => Ok(object),
+            _ => Ok(Checked::Object(object)),
         }
     }
 
@@ -146,7 +167,7 @@ impl Identities {
         mut agent: AgentRow,
         key: &RequestedKey,
     ) -> Result<(AgentRow, Issued), IdentityError> {
-        let issued = self.ca.issue_client(&Subject::Agent(agent.id), key, self.settings.agent_life)?;
+        let issued = self.ca.issue_agent(agent.id, agent.key_epoch, key, self.settings.agent_life)?;
         agent.tls_key_sha256 = key.sha256();
         agent.certificate_expires = issued.not_after;
         agents::update(tx, &agent).await?;
@@ -252,6 +273,14 @@ impl Identities {
     }
 }
 
+/// What a look at the request gives.
+enum Checked {
+    /// It may be granted; its key object is in the bucket.
+    Object(AgentKeyObject),
+    /// It must be asked under another id.
+    Replaces(AgentId),
+}
+
 #[derive(Clone)]
 struct NewAgent {
     signing_key: VerifyingKey,
@@ -295,43 +324,106 @@ async fn known_agent(
         && agent.signing_key == request.signing_key
         && agent.tls_key_sha256 == request.key.sha256();
     match agent.state {
+        _ if !same && token.replaces == Some(agent.id) => Ok(None),
         _ if !same => Err(IdentityError::AgentTaken(agent.id)),
         AgentState::Revoked => Err(IdentityError::AgentRevoked(agent.id)),
-        AgentState::Active => Ok(Some(agent)),
+        AgentState::Retired => Err(IdentityError::AgentRetired(agent.id)),
+        AgentState::Active | AgentState::Pending => Ok(Some(agent)),
     }
 }
 
-/// What the new agent will be called, if nobody else is.
-async fn named(tx: &mut Tx, request: &Enrolment, token: &TokenRow) -> Result<Name, IdentityError> {
+/// What the new agent wants to be called.
+fn wanted_name(request: &Enrolment, token: &TokenRow) -> Result<Name, IdentityError> {
     let text = if token.name.is_empty() { request.host.to_ascii_lowercase() } else { token.name.clone() };
-    let name: Name = text.parse()?;
-    match agents::by_name(tx, name.as_str()).await? {
-        Some(_) => Err(IdentityError::NameTaken { name: name.into() }),
-        None => Ok(name),
-    }
+    Ok(text.parse()?)
 }
 
+/// A name that nobody else has, for an agent whose own is taken.
+fn pending_name(wanted: &Name, id: AgentId) -> Result<Name, IdentityError> {
+    const SUFFIX: usize = 9;
+    let short: String = wanted.as_str().chars().take(MAX_NAME - SUFFIX).collect();
+    Ok(format!("{short}.{}", &id.to_string()[..SUFFIX - 1]).parse()?)
+}
+
+/// What the audit says of an agent's host.
+fn told(agent: &AgentRow) -> serde_json::Value {
+    serde_json::json!({
+        "state": agent.state.as_str(),
+        "labels": agent.labels,
+        "signing_key": hex::encode(agent.signing_key.as_bytes()),
+        "key_epoch": agent.key_epoch,
+    })
+}
+
+/// The agent that this request makes, and what it was before where its host is replaced.
 async fn admit(
     tx: &mut Tx,
     now: UnixMillis,
     request: &Enrolment,
     new: NewAgent,
-) -> Result<AgentRow, IdentityError> {
+) -> Result<(AgentRow, Option<AgentRow>), IdentityError> {
     // Uses are counted, and the agent is changed: by one at a time.
     tokens::lock(tx, &request.token.id).await?;
     agents::lock(tx, request.agent).await?;
-    let mut token = known_token(tx, &request.token).await?;
+    let token = known_token(tx, &request.token).await?;
     if let Some(agent) = known_agent(tx, request, &token).await? {
-        return Ok(agent);
+        return Ok((agent, None));
     }
     usable(&token, now)?;
-    let name = named(tx, request, &token).await?;
-    token.used += 1;
-    tokens::update(tx, &token).await?;
+    if !tokens::claim(tx, &token.id).await? {
+        // Somebody else had the last use in the same moment.
+        return Err(IdentityError::TokenUsedUp { id: token.id, uses: token.uses });
+    }
+    match token.replaces {
+        Some(replaced) if replaced != request.agent => Err(IdentityError::AgentTaken(request.agent)),
+        Some(replaced) => replace(tx, replaced, new, &token).await,
+        None => join(tx, request, new, token).await.map(|agent| (agent, None)),
+    }
+}
+
+/// The new host of an agent: name, labels, scope and series stay; the keys of the old one are not good any more.
+async fn replace(
+    tx: &mut Tx,
+    replaced: AgentId,
+    new: NewAgent,
+    token: &TokenRow,
+) -> Result<(AgentRow, Option<AgentRow>), IdentityError> {
+    let found = agents::lock(tx, replaced).await?;
+    let before = found.ok_or_else(|| IdentityError::AgentUnknown(replaced.to_string()))?;
+    let agent = AgentRow {
+        state: AgentState::Active,
+        state_reason: String::new(),
+        signing_key: new.signing_key,
+        key_object: new.key_object,
+        tls_key_sha256: new.tls_key_sha256,
+        token_id: token.id.clone(),
+        version: new.version,
+        enrolled: new.now,
+        keep_until: None,
+        key_epoch: before.key_epoch + 1,
+        ..before.clone()
+    };
+    agents::replace_host(tx, &agent).await?;
+    agents::update(tx, &agent).await?;
+    Ok((agent, Some(before)))
+}
+
+/// A host that is new in the fleet. A name that is taken makes it wait for an admin.
+async fn join(
+    tx: &mut Tx,
+    request: &Enrolment,
+    new: NewAgent,
+    token: TokenRow,
+) -> Result<AgentRow, IdentityError> {
+    let wanted = wanted_name(request, &token)?;
+    let (name, state, wanted_name) = match agents::by_name(tx, wanted.as_str()).await? {
+        None => (wanted, AgentState::Active, String::new()),
+        Some(_) => (pending_name(&wanted, request.agent)?, AgentState::Pending, wanted.into()),
+    };
     let agent = AgentRow {
         id: request.agent,
         name,
-        state: AgentState::Active,
+        state,
         state_reason: String::new(),
         labels: token.labels,
         scope: token.scope,
@@ -346,6 +438,10 @@ async fn admit(
         enrolled: new.now,
         last_seen: new.now,
         certificate_expires: new.now,
+        wanted_name,
+        keep_until: None,
+        clock_skew_ms: 0,
+        key_epoch: 0,
     };
     agents::insert(tx, &agent).await?;
     Ok(agent)
@@ -355,7 +451,9 @@ async fn active(tx: &mut Tx, id: AgentId) -> Result<AgentRow, IdentityError> {
     let found = agents::get(tx, id).await?;
     let agent = found.ok_or_else(|| IdentityError::AgentUnknown(id.to_string()))?;
     match agent.state {
-        AgentState::Active => Ok(agent),
+        // A pending one keeps its certificate while it waits.
+        AgentState::Active | AgentState::Pending => Ok(agent),
         AgentState::Revoked => Err(IdentityError::AgentRevoked(id)),
+        AgentState::Retired => Err(IdentityError::AgentRetired(id)),
     }
 }

@@ -48,7 +48,7 @@ pub enum IdentityError {
     TokenTerms(&'static str),
     /// Another agent has this name.
     #[error(
-        "an agent named {name} has enrolled before: give this host a name of its own (sealift token create --name NAME)"
+        "an agent named {name} is in service: give another name (sealift agent approve --name), or, if this is its new host, use sealift token create --replaces"
     )]
     NameTaken {
         /// The name.
@@ -74,6 +74,18 @@ pub enum IdentityError {
     /// Revoked agents stay revoked.
     #[error("agent {0} is revoked: enrol the host anew")]
     AgentRevoked(AgentId),
+    /// Retired agents stay retired.
+    #[error("agent {0} is retired: to bring it back, use sealift token create --replaces")]
+    AgentRetired(AgentId),
+    /// It waits for an admin.
+    #[error("agent {0} asked for a name that is taken, and waits for an admin: sealift agent approve")]
+    AgentPending(AgentId),
+    /// It does not wait.
+    #[error("agent {0} does not wait for approval: it is {1}")]
+    NotPending(String, &'static str),
+    /// The keys of a host that was replaced.
+    #[error("the host of agent {0} was replaced: the keys of the old one are not good any more")]
+    HostReplaced(AgentId),
     /// A challenge that was not asked for, was answered, or is too old.
     #[error("the challenge is unknown, used or older than a minute: ask for a new one")]
     ChallengeUnknown,
@@ -138,6 +150,9 @@ impl OpError for IdentityError {
                 | E::AgentTaken(_)
                 | E::NameTaken { .. }
                 | E::AgentRevoked(_)
+                | E::AgentRetired(_)
+                | E::AgentPending(_)
+                | E::HostReplaced(_)
                 | E::ChallengeUnknown
                 | E::ChallengeSignature(_)
                 | E::KeyObject(_)

@@ -7,6 +7,7 @@
 //! | [`token`] | enrolment tokens |
 //! | [`enrol`] | hosts become agents, and stay agents |
 //! | [`admins`] | certificates of admins |
+//! | [`hosts`] | what admins do with hosts over their life |
 //! | [`agents`] | what admins see of agents, and may do to them |
 //! | [`trust`] | the chain of signed trust policies |
 //! | [`files`] | small files, whole or not at all |
@@ -17,6 +18,7 @@ pub mod ca;
 pub mod enrol;
 pub mod error;
 pub mod files;
+pub mod hosts;
 pub mod peer;
 pub mod token;
 pub mod trust;
@@ -43,6 +45,13 @@ pub struct IdentitySettings {
     pub roots: Vec<Sha256>,
     /// Where agents reach the coordinator, for whoever creates a token.
     pub coordinators: Vec<Url>,
+}
+
+impl IdentitySettings {
+    /// Where agents reach the coordinator, as a command line takes it.
+    pub fn addresses(&self) -> Vec<String> {
+        self.coordinators.iter().map(|url| url.as_str().trim_end_matches('/').to_owned()).collect()
+    }
 }
 
 /// Challenges that are open: whom each was given to, and until when it is good.

@@ -71,6 +71,8 @@ pub struct ClientCertificate {
     pub subject: Subject,
     /// Its serial number, hex.
     pub serial: String,
+    /// Which host of an agent it was issued to: 0 for the first, one more for each that replaced it.
+    pub key_epoch: u32,
 }
 
 /// A certificate that our CA signed and that is nobody's.
@@ -94,10 +96,17 @@ impl ClientCertificate {
             Some([GeneralName::URI(uri)]) => Ok(Self {
                 subject: Subject::parse(uri, domain).ok_or_else(nobodys)?,
                 serial: hex::encode(certificate.raw_serial()),
+                key_epoch: key_epoch(&certificate),
             }),
             _ => Err(nobodys()),
         }
     }
+}
+
+/// "agent ID" or "agent ID EPOCH", as the CA writes it.
+fn key_epoch(certificate: &X509Certificate<'_>) -> u32 {
+    let name = certificate.subject().iter_common_name().next().and_then(|name| name.as_str().ok());
+    name.and_then(|name| name.split(' ').nth(2)).and_then(|epoch| epoch.parse().ok()).unwrap_or(0)
 }
 
 /// The other end of a connection; in the extensions of each request.

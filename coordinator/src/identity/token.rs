@@ -1,5 +1,6 @@
 //! Enrolment tokens: `slt_<id>_<secret>`, shown once, kept as a hash.
 
+use std::collections::HashSet;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -8,8 +9,10 @@ use sealift_common::id::Sha256;
 use sealift_common::name::{Labels, Name};
 use sealift_common::secret::Secret;
 
+use super::agents::find;
 use super::{Identities, IdentityError};
-use crate::audit::{Action, Details, OpContext};
+use crate::audit::{Action, Details, OpContext, Outcome};
+use crate::store::agents;
 use crate::store::tokens::{self, TokenRow};
 
 /// Longest life of a token.
@@ -32,6 +35,8 @@ pub struct TokenTerms {
     pub scope: String,
     /// What the agent will be called; only for one use.
     pub name: Option<Name>,
+    /// The agent whose host is replaced; everything else stays as it is there.
+    pub replaces: Option<String>,
 }
 
 impl TokenTerms {
@@ -42,6 +47,15 @@ impl TokenTerms {
         }
         if !(1..=MAX_USES).contains(&self.uses) {
             return bad("a token has 1 to 10,000 uses (--uses)");
+        }
+        let more = self.uses > 1
+            || self.name.is_some()
+            || !self.scope.is_empty()
+            || self.labels.iter().next().is_some();
+        if self.replaces.is_some() && more {
+            return bad(
+                "a token that replaces a host enrols one, and its name, labels and scope stay as they are",
+            );
         }
         if self.name.is_some() && self.uses > 1 {
             return bad("a token with a name enrols one host: names are unique");
@@ -94,13 +108,75 @@ impl Identities {
         ctx: &OpContext,
         terms: TokenTerms,
     ) -> Result<(Secret<String>, TokenRow), IdentityError> {
+        let (text, row) = self.new_token(ctx, &terms);
+        let (row_ref, terms) = (&row, &terms);
+        let entity = format!("token:{}", row.id);
+        let row = ctx
+            .perform(Action::TokenCreate, &entity, told(&row), move |tx, _| {
+                async move {
+                    terms.check()?;
+                    let mut row = row_ref.clone();
+                    if let Some(text) = &terms.replaces {
+                        let agent = find(tx, text).await?;
+                        row.replaces = Some(agent.id);
+                        row.name = agent.name.to_string();
+                        row.scope = agent.scope;
+                    }
+                    tokens::insert(tx, &row).await?;
+                    let replaces = row.replaces.map(|agent| agent.to_string());
+                    Ok::<_, IdentityError>((row, Details::none().with("replaces", replaces)))
+                }
+                .boxed()
+            })
+            .await?;
+        Ok((text, row))
+    }
+
+    /// Makes one token for each host of a list, all or none: each is good for its own name and labels only, so that no host
+    /// of a roll-out can take another's place.
+    ///
+    /// # Errors
+    /// [`IdentityError::TokenTerms`], [`IdentityError::NameTaken`], or those of access and database.
+    pub async fn create_tokens(
+        &self,
+        ctx: &OpContext,
+        hosts: Vec<TokenTerms>,
+    ) -> Result<Vec<(Secret<String>, TokenRow)>, IdentityError> {
+        let made: Vec<_> = hosts.iter().map(|terms| self.new_token(ctx, terms)).collect();
+        let (made_ref, hosts) = (&made, &hosts);
+        let details = Details::none().with("hosts", made.len());
+        ctx.perform(Action::TokenCreate, &"tokens", details, move |tx, _| {
+            async move {
+                if hosts.len() > MAX_USES as usize {
+                    return Err(IdentityError::TokenTerms("a list has at most 10,000 hosts"));
+                }
+                let mut names = HashSet::new();
+                for (terms, (_, row)) in hosts.iter().zip(made_ref) {
+                    terms.check()?;
+                    let taken = agents::by_name(tx, &row.name).await?.is_some();
+                    if taken || !names.insert(row.name.as_str()) {
+                        return Err(IdentityError::NameTaken { name: row.name.clone() });
+                    }
+                    tokens::insert(tx, row).await?;
+                    let entity = format!("token:{}", row.id);
+                    ctx.record(tx, Action::TokenCreate, &entity, Outcome::Done, told(row)).await?;
+                }
+                Ok(((), Details::none()))
+            }
+            .boxed()
+        })
+        .await?;
+        Ok(made)
+    }
+
+    fn new_token(&self, ctx: &OpContext, terms: &TokenTerms) -> (Secret<String>, TokenRow) {
         let random = &self.core.random;
-        let (id, secret) = (hex::encode(random.bytes::<8>()), hex::encode(random.bytes::<32>()));
-        let text = Secret::new(format!("slt_{id}_{secret}"));
+        let (id, secret) = (hex::encode(random.bytes::<8>()), Secret::new(hex::encode(random.bytes::<32>())));
+        let text = Secret::new(format!("slt_{id}_{}", secret.expose()));
         let now = self.core.clock.now();
         let row = TokenRow {
             id,
-            secret_sha256: Sha256::of(secret.as_bytes()),
+            secret_sha256: Sha256::of(secret.expose().as_bytes()),
             labels: terms.labels.clone(),
             scope: terms.scope.clone(),
             name: terms.name.clone().map(String::from).unwrap_or_default(),
@@ -110,26 +186,9 @@ impl Identities {
             used: 0,
             revoked: false,
             created_by: ctx.actor().to_string(),
+            replaces: None,
         };
-        drop(zeroize::Zeroizing::new(secret));
-        let (row_ref, terms) = (&row, &terms);
-        let details = Details::none()
-            .with("uses", row.uses)
-            .with("expires", row.expires.rfc3339())
-            .with("labels", serde_json::json!(row.labels))
-            .with("scope", row.scope.as_str())
-            .with("name", row.name.as_str());
-        let entity = format!("token:{}", row.id);
-        ctx.perform(Action::TokenCreate, &entity, details, move |tx, _| {
-            async move {
-                terms.check()?;
-                tokens::insert(tx, row_ref).await?;
-                Ok::<_, IdentityError>(((), Details::none()))
-            }
-            .boxed()
-        })
-        .await?;
-        Ok((text, row))
+        (text, row)
     }
 
     /// Tokens by id, those after `after`.
@@ -165,6 +224,16 @@ impl Identities {
         })
         .await
     }
+}
+
+/// What the audit says of a token; its secret is not among it.
+fn told(row: &TokenRow) -> Details {
+    Details::none()
+        .with("uses", row.uses)
+        .with("expires", row.expires.rfc3339())
+        .with("labels", serde_json::json!(row.labels))
+        .with("scope", row.scope.as_str())
+        .with("name", row.name.as_str())
 }
 
 #[cfg(test)]

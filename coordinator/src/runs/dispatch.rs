@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures::FutureExt as _;
+use sealift_common::crypto::EpochId;
 
 use super::RunError;
 use super::attempt::Attempt;
@@ -14,7 +15,7 @@ use super::state::{AttemptState, RunEvent};
 use crate::runtime::Leader;
 use crate::sessions::Command;
 use crate::store::runs::{self, RunRow};
-use crate::store::{Tx, agents, attempts, sources};
+use crate::store::{Tx, agents, attempts, series, sources};
 
 /// Runs that are looked at in one go.
 const BATCH: u32 = 500;
@@ -68,12 +69,13 @@ impl Runs {
                 .store
                 .run_tx("claim a run", move |tx, _| async move { self.claim(tx, run_id).await }.boxed())
                 .await?;
-            let Some((run, attempt)) = claimed else { continue };
+            let Some((run, attempt, leave_epoch)) = claimed else { continue };
             let offer = Command::Offer {
                 attempt: attempt.reference(),
                 series: attempt.series,
                 source: run.source.clone(),
                 trace_parent: run.trace_parent.clone(),
+                leave_epoch,
             };
             // An offer that does not arrive ends with its lease, and the run goes on.
             sent += usize::from(self.sessions.send(run.agent, offer));
@@ -87,7 +89,7 @@ impl Runs {
         &self,
         tx: &mut Tx,
         run: sealift_common::id::RunId,
-    ) -> Result<Option<(RunRow, Attempt)>, RunError> {
+    ) -> Result<Option<(RunRow, Attempt, Option<EpochId>)>, RunError> {
         let now = self.core.clock.now();
         let Some(mut run) = runs::claim(tx, run).await? else { return Ok(None) };
         let Ok(state) = run.state.apply(RunEvent::Start) else { return Ok(None) };
@@ -116,7 +118,8 @@ impl Runs {
         };
         attempts::insert(tx, &attempt).await?;
         runs::update(tx, &run).await?;
-        Ok(Some((run, attempt)))
+        let leave_epoch = series::leave_epoch(tx, run.series).await?;
+        Ok(Some((run, attempt, leave_epoch)))
     }
 
     /// Extends the leases of agents that were heard of here, and records when each was.

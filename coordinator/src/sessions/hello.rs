@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::net::SocketAddr;
 
 use futures::FutureExt as _;
+use sealift_common::clock::UnixMillis;
 use sealift_common::id::{AgentId, InstanceId, SeriesId};
 use sealift_common::name::Name;
 
@@ -20,6 +21,9 @@ use crate::store::{Tx, attempts};
 /// Most sources of one host.
 pub const MAX_SOURCES: usize = 1_000;
 
+/// Clocks may differ this much.
+const CLOCK_TOLERANCE_MS: u64 = 5 * 60 * 1_000;
+
 /// What an agent says first; the wire's `Hello`, parsed.
 #[derive(Debug, Clone)]
 pub struct Hello {
@@ -31,6 +35,8 @@ pub struct Hello {
     pub os: String,
     /// Its time zone.
     pub timezone: String,
+    /// What its clock says; `None` from one that does not tell.
+    pub clock: Option<UnixMillis>,
     /// What it can back up.
     pub sources: Vec<SaidSource>,
     /// What it works on, or could not report.
@@ -152,6 +158,10 @@ impl SessionService {
         row.timezone = said(&hello.timezone);
         row.address = address.map(|a| a.to_string()).unwrap_or_default();
         row.last_seen = self.core.clock.now();
+        row.clock_skew_ms = hello.clock.map_or(0, |clock| clock.0.saturating_sub(row.last_seen.0));
+        if row.clock_skew_ms.unsigned_abs() > CLOCK_TOLERANCE_MS {
+            tracing::warn!(%agent, name = %row.name, skew_ms = row.clock_skew_ms, "the clock of this host is wrong");
+        }
         agents::update(tx, &row).await?;
         Ok(row)
     }

@@ -6,6 +6,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use sealift_common::clock::UnixMillis;
+use sealift_common::crypto::EpochId;
 use sealift_common::id::{AgentId, InstanceId, RequestId, SeriesId};
 use sealift_common::name::Name;
 use tokio::sync::{mpsc, watch};
@@ -28,6 +29,8 @@ pub enum Command {
         source: Name,
         /// As part of this trace; may be empty.
         trace_parent: String,
+        /// A dedup epoch that it must not build upon.
+        leave_epoch: Option<EpochId>,
     },
     /// Stop working on an attempt.
     Cancel {

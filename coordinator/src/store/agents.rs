@@ -9,13 +9,17 @@ use sealift_common::id::{AgentId, Sha256};
 use sealift_common::name::{Labels, Name};
 use sqlx::Row as _;
 
-use super::{Row, StoreError, Tx, bytes, failed, json, locking, text};
+use super::{Row, StoreError, Tx, bytes, failed, json, locking, number, text, time};
 
 /// What an agent may do. Whether it is silent is not stored: that is `active` without a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AgentState {
+    /// Asked for a name that another has: may do nothing until an admin approves it.
+    Pending,
     /// May do what agents do.
     Active,
+    /// Gone for good, in peace: refused like a revoked one, and not missed.
+    Retired,
     /// Never again: its certificates and its signing key are refused.
     Revoked,
 }
@@ -24,7 +28,9 @@ impl AgentState {
     /// The state's name in the database and to users.
     pub const fn as_str(self) -> &'static str {
         match self {
+            Self::Pending => "pending",
             Self::Active => "active",
+            Self::Retired => "retired",
             Self::Revoked => "revoked",
         }
     }
@@ -39,7 +45,9 @@ impl FromStr for AgentState {
     type Err = UnknownAgentState;
     fn from_str(text: &str) -> Result<Self, UnknownAgentState> {
         match text {
+            "pending" => Ok(Self::Pending),
             "active" => Ok(Self::Active),
+            "retired" => Ok(Self::Retired),
             "revoked" => Ok(Self::Revoked),
             other => Err(UnknownAgentState(other.to_owned())),
         }
@@ -89,6 +97,14 @@ pub struct AgentRow {
     pub last_seen: UnixMillis,
     /// Until when its newest certificate is good.
     pub certificate_expires: UnixMillis,
+    /// What a pending one wants to be called.
+    pub wanted_name: String,
+    /// Backups of a retired one stay until then.
+    pub keep_until: Option<UnixMillis>,
+    /// Its clock less the coordinator's, when it connected last.
+    pub clock_skew_ms: i64,
+    /// How often its host was replaced; certificates of earlier hosts are refused.
+    pub key_epoch: u32,
 }
 
 fn decode(row: Row) -> Result<AgentRow, sqlx::Error> {
@@ -110,6 +126,10 @@ fn decode(row: Row) -> Result<AgentRow, sqlx::Error> {
         enrolled: UnixMillis(row.try_get("enrolled_ms")?),
         last_seen: UnixMillis(row.try_get("last_seen_ms")?),
         certificate_expires: UnixMillis(row.try_get("certificate_expires_ms")?),
+        wanted_name: row.try_get("wanted_name")?,
+        keep_until: time(&row, "keep_until_ms")?,
+        clock_skew_ms: row.try_get("clock_skew_ms")?,
+        key_epoch: number(&row, "key_epoch")?,
     })
 }
 
@@ -120,8 +140,9 @@ fn decode(row: Row) -> Result<AgentRow, sqlx::Error> {
 pub async fn insert(tx: &mut Tx, agent: &AgentRow) -> Result<(), StoreError> {
     sqlx::query(
         "INSERT INTO agents (id, name, state, state_reason, labels, scope, signing_key, key_object, tls_key_sha256,
-                             token_id, version, os, timezone, address, enrolled_ms, last_seen_ms, certificate_expires_ms)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)",
+                             token_id, version, os, timezone, address, enrolled_ms, last_seen_ms, certificate_expires_ms,
+                             wanted_name)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)",
     )
     .bind(agent.id.to_string())
     .bind(agent.name.as_str())
@@ -140,6 +161,7 @@ pub async fn insert(tx: &mut Tx, agent: &AgentRow) -> Result<(), StoreError> {
     .bind(agent.enrolled.0)
     .bind(agent.last_seen.0)
     .bind(agent.certificate_expires.0)
+    .bind(&agent.wanted_name)
     .execute(tx)
     .await
     .map_err(failed("add an agent"))?;
@@ -153,7 +175,8 @@ pub async fn insert(tx: &mut Tx, agent: &AgentRow) -> Result<(), StoreError> {
 pub async fn update(tx: &mut Tx, agent: &AgentRow) -> Result<(), StoreError> {
     sqlx::query(
         "UPDATE agents SET state = $2, state_reason = $3, labels = $4, tls_key_sha256 = $5, version = $6, os = $7,
-                timezone = $8, address = $9, last_seen_ms = $10, certificate_expires_ms = $11 WHERE id = $1",
+                timezone = $8, address = $9, last_seen_ms = $10, certificate_expires_ms = $11, wanted_name = $12,
+                keep_until_ms = $13, clock_skew_ms = $14 WHERE id = $1",
     )
     .bind(agent.id.to_string())
     .bind(agent.state.as_str())
@@ -166,9 +189,47 @@ pub async fn update(tx: &mut Tx, agent: &AgentRow) -> Result<(), StoreError> {
     .bind(&agent.address)
     .bind(agent.last_seen.0)
     .bind(agent.certificate_expires.0)
+    .bind(&agent.wanted_name)
+    .bind(agent.keep_until.map(|t| t.0))
+    .bind(agent.clock_skew_ms)
     .execute(tx)
     .await
     .map_err(failed("update an agent"))?;
+    Ok(())
+}
+
+/// Gives an agent another name.
+///
+/// # Errors
+/// The database's own; also where the name is taken.
+pub async fn rename(tx: &mut Tx, id: AgentId, name: &Name) -> Result<(), StoreError> {
+    sqlx::query("UPDATE agents SET name = $2 WHERE id = $1")
+        .bind(id.to_string())
+        .bind(name.as_str())
+        .execute(tx)
+        .await
+        .map_err(failed("rename an agent"))?;
+    Ok(())
+}
+
+/// Gives an agent the keys of its new host, and counts it: those of the old one are not good any more.
+///
+/// # Errors
+/// The database's own.
+pub async fn replace_host(tx: &mut Tx, agent: &AgentRow) -> Result<(), StoreError> {
+    sqlx::query(
+        "UPDATE agents SET signing_key = $2, key_object = $3, token_id = $4, enrolled_ms = $5, key_epoch = $6
+         WHERE id = $1",
+    )
+    .bind(agent.id.to_string())
+    .bind(agent.signing_key.to_vec())
+    .bind(&agent.key_object)
+    .bind(&agent.token_id)
+    .bind(agent.enrolled.0)
+    .bind(i64::from(agent.key_epoch))
+    .execute(tx)
+    .await
+    .map_err(failed("replace an agent's host"))?;
     Ok(())
 }
 
@@ -212,14 +273,14 @@ pub async fn lock(tx: &mut Tx, id: AgentId) -> Result<Option<AgentRow>, StoreErr
         .map_err(failed("read an agent"))
 }
 
-/// What an agent may do; `None` for one that never enrolled.
+/// What an agent may do, and which of its hosts is the present one; `None` for one that never enrolled.
 ///
 /// # Errors
 /// The database's own.
-pub async fn state(tx: &mut Tx, id: AgentId) -> Result<Option<AgentState>, StoreError> {
-    sqlx::query("SELECT state FROM agents WHERE id = $1")
+pub async fn standing(tx: &mut Tx, id: AgentId) -> Result<Option<(AgentState, u32)>, StoreError> {
+    sqlx::query("SELECT state, key_epoch FROM agents WHERE id = $1")
         .bind(id.to_string())
-        .try_map(|row: Row| text(&row, "state"))
+        .try_map(|row: Row| Ok((text(&row, "state")?, number(&row, "key_epoch")?)))
         .fetch_optional(tx)
         .await
         .map_err(failed("read an agent's state"))

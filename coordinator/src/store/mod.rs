@@ -22,6 +22,7 @@ mod migrations;
 pub mod packs;
 pub mod restore_leases;
 pub mod runs;
+pub mod series;
 pub mod sources;
 pub mod tokens;
 pub mod trust;

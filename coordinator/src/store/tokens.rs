@@ -1,7 +1,7 @@
 //! Enrolment tokens. Of a token's secret only the hash is here.
 
 use sealift_common::clock::UnixMillis;
-use sealift_common::id::Sha256;
+use sealift_common::id::{AgentId, Sha256};
 use sealift_common::name::Labels;
 use sqlx::Row as _;
 
@@ -32,6 +32,8 @@ pub struct TokenRow {
     pub revoked: bool,
     /// Who made it.
     pub created_by: String,
+    /// The agent whose host is replaced.
+    pub replaces: Option<AgentId>,
 }
 
 fn decode(row: Row) -> Result<TokenRow, sqlx::Error> {
@@ -47,6 +49,11 @@ fn decode(row: Row) -> Result<TokenRow, sqlx::Error> {
         used: number(&row, "used")?,
         revoked: flag(&row, "revoked")?,
         created_by: row.try_get("created_by")?,
+        replaces: Some(row.try_get::<String, _>("replaces")?)
+            .filter(|id| !id.is_empty())
+            .map(|id| id.parse())
+            .transpose()
+            .map_err(|e: sealift_common::id::InvalidId| sqlx::Error::Decode(e.into()))?,
     })
 }
 
@@ -56,8 +63,9 @@ fn decode(row: Row) -> Result<TokenRow, sqlx::Error> {
 /// The database's own.
 pub async fn insert(tx: &mut Tx, token: &TokenRow) -> Result<(), StoreError> {
     sqlx::query(
-        "INSERT INTO tokens (id, secret_sha256, labels, scope, name, created_ms, expires_ms, uses, used, revoked, created_by)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
+        "INSERT INTO tokens (id, secret_sha256, labels, scope, name, created_ms, expires_ms, uses, used, revoked, created_by,
+                             replaces)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",
     )
     .bind(&token.id)
     .bind(token.secret_sha256.to_vec())
@@ -70,6 +78,7 @@ pub async fn insert(tx: &mut Tx, token: &TokenRow) -> Result<(), StoreError> {
     .bind(i64::from(token.used))
     .bind(token.revoked)
     .bind(&token.created_by)
+    .bind(token.replaces.map(|id| id.to_string()).unwrap_or_default())
     .execute(tx)
     .await
     .map_err(failed("add a token"))?;
@@ -89,6 +98,20 @@ pub async fn update(tx: &mut Tx, token: &TokenRow) -> Result<(), StoreError> {
         .await
         .map_err(failed("update a token"))?;
     Ok(())
+}
+
+/// Takes one use of a token; `false` where none is left, whoever else asks in the same moment.
+///
+/// # Errors
+/// The database's own.
+pub async fn claim(tx: &mut Tx, id: &str) -> Result<bool, StoreError> {
+    let claimed =
+        sqlx::query("UPDATE tokens SET used = used + 1 WHERE id = $1 AND used < uses AND NOT revoked")
+            .bind(id)
+            .execute(tx)
+            .await
+            .map_err(failed("use a token"))?;
+    Ok(claimed.rows_affected() > 0)
 }
 
 /// The token with this id.

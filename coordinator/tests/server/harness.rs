@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use sealift_common::clock::Clock;
+use sealift_common::clock::{Clock, UnixMillis};
 use sealift_common::crypto::trust::RuleRecipient;
 use sealift_common::crypto::{AgentKeyObject, Rule, SigningKey, TrustObject, TrustPolicy, key_file};
 use sealift_common::id::{AgentId, InstanceId, Random, Sha256};
@@ -85,6 +85,25 @@ impl Server {
     /// A channel with this identity, or none.
     pub fn channel(&self, identity: Option<&Identity>) -> Channel {
         tls::channel(&self.url, tls::client_config(&self.ca, identity).unwrap()).unwrap()
+    }
+
+    /// A channel from another address of this machine, as enrolling hosts open it: callers without a certificate are
+    /// limited by address.
+    pub fn enrolling_channel(&self, from: std::net::Ipv4Addr) -> Channel {
+        let config = tls::pinned_client_config(tls::fingerprint(&self.ca[0])).unwrap();
+        let connector = tokio_rustls::TlsConnector::from(config);
+        let to: std::net::SocketAddr = format!("127.0.0.1:{}", self.url.port().unwrap()).parse().unwrap();
+        let connect = tower::service_fn(move |_: tonic::transport::Uri| {
+            let connector = connector.clone();
+            async move {
+                let socket = tokio::net::TcpSocket::new_v4()?;
+                socket.bind((from, 0).into())?;
+                let stream = socket.connect(to).await?;
+                let name = rustls_pki_types::ServerName::from(to.ip());
+                connector.connect(name, stream).await.map(hyper_util::rt::TokioIo::new)
+            }
+        });
+        tonic::transport::Endpoint::from_static("http://127.0.0.1").connect_with_connector_lazy(connect)
     }
 
     /// A channel as the admin that `dev` makes.
@@ -201,7 +220,7 @@ impl Host {
     }
 
     pub fn enrolment(&self, token: &str) -> v1::EnrollRequest {
-        let created = Clock::manual(sealift_common::clock::UnixMillis(1)).now();
+        let created = Clock::manual(UnixMillis(1)).now();
         v1::EnrollRequest {
             token: token.to_owned(),
             host: self.name.clone(),
@@ -225,6 +244,11 @@ impl Host {
     pub async fn enrol(&mut self, server: &Server, token: &str) -> Result<v1::Identity, Status> {
         let config = tls::pinned_client_config(tls::fingerprint(&server.ca[0])).unwrap();
         let channel = tls::channel(&server.url, config).unwrap();
+        self.enrol_over(channel, token).await
+    }
+
+    /// As [`Host::enrol`], over a channel of one's own.
+    pub async fn enrol_over(&mut self, channel: Channel, token: &str) -> Result<v1::Identity, Status> {
         let mut client = v1::enrollment_client::EnrollmentClient::new(channel);
         let reply = client.enroll(self.enrolment(token)).await?.into_inner();
         self.adopt(&reply);
@@ -243,6 +267,11 @@ impl Host {
         attempts: Vec<v1::AttemptState>,
     ) -> Result<HostSession, Status> {
         self.connect_saying(server, sources, v1::Hello { attempts, ..Default::default() }).await
+    }
+
+    /// Opens a session and says what its clock says.
+    pub async fn connect_at(&self, server: &Server, clock: UnixMillis) -> HostSession {
+        self.connect_saying(server, &[], v1::Hello { clock_ms: clock.0, ..Default::default() }).await.unwrap()
     }
 
     /// Opens a session with these sources, and what else `hello` says.

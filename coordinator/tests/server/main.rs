@@ -4,6 +4,7 @@
 
 mod access;
 mod enrolment;
+mod fleetlife;
 mod harness;
 mod runs;
 mod sessions;

@@ -141,6 +141,7 @@ impl World {
             used: 1,
             revoked: false,
             created_by: "admin:test".to_owned(),
+            replaces: None,
         };
         let signing = SigningKey::generate(random);
         let row = AgentRow {
@@ -161,6 +162,10 @@ impl World {
             enrolled: now,
             last_seen: now,
             certificate_expires: now,
+            wanted_name: String::new(),
+            keep_until: None,
+            clock_skew_ms: 0,
+            key_epoch: 0,
         };
         let source = SourceRow {
             agent: row.id,

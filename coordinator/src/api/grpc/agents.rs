@@ -70,6 +70,10 @@ impl AgentApi {
             address: row.address.clone(),
             signing_key: row.signing_key.to_vec(),
             timezone: row.timezone.clone(),
+            wanted_name: row.wanted_name.clone(),
+            state_reason: row.state_reason.clone(),
+            keep_until_ms: row.keep_until.map_or(0, |at| at.0),
+            clock_skew_ms: row.clock_skew_ms,
         }
     }
 
@@ -83,7 +87,7 @@ impl AgentApi {
         Ok(out)
     }
 
-    async fn whole(&self, row: AgentRow) -> Result<Response<v1::Agent>, Status> {
+    pub(super) async fn whole(&self, row: AgentRow) -> Result<Response<v1::Agent>, Status> {
         let sources = self.sources_of(&mut *self.core.store.reader().await?, &row).await?;
         Ok(Response::new(self.agent_to_wire(&row, sources)))
     }

@@ -1,5 +1,7 @@
 //! How a host becomes an agent, and stays one.
 
+use std::sync::Arc;
+
 use sealift_common::id::AgentId;
 use sealift_proto::v1;
 use sealift_proto::v1::certificates_server::Certificates;
@@ -8,8 +10,9 @@ use tonic::{Request, Response, Status};
 
 use super::{Gate, convert};
 use crate::identity::ca::RequestedKey;
-use crate::identity::enrol::{Enrolment, Membership};
+use crate::identity::enrol::{Enrolled, Enrolment, Membership};
 use crate::identity::{Identities, IdentityError};
+use crate::sessions::{Closed, Sessions};
 
 /// Enrolment and certificates.
 #[derive(Debug, Clone)]
@@ -18,6 +21,8 @@ pub struct EnrollmentApi {
     pub gate: Gate,
     /// What does the work.
     pub identities: Identities,
+    /// Who is connected.
+    pub sessions: Arc<Sessions>,
 }
 
 #[allow(clippy::result_large_err)]
@@ -37,6 +42,7 @@ fn identity(identities: &Identities, repository: Vec<u8>, membership: Membership
         not_after_ms: issued.not_after.0,
         trust_domain: identities.ca().domain().to_string(),
         trust_chain,
+        replaces_agent_id: Vec::new(),
     }
 }
 
@@ -62,7 +68,16 @@ impl Enrollment for EnrollmentApi {
             version: wire.agent_version,
             root_pins: convert::all_bytes("root_key_sha256", &wire.root_key_sha256)?,
         };
-        Ok(self.reply(self.identities.enrol(&ctx, enrolment).await?))
+        match self.identities.enrol(&ctx, enrolment).await? {
+            Enrolled::Member(membership) => {
+                // Where its host was replaced: the old one is shut out at once.
+                self.sessions.close(membership.agent.id, Closed::Revoked);
+                Ok(self.reply(*membership))
+            }
+            Enrolled::Replaces(agent) => {
+                Ok(Response::new(v1::Identity { replaces_agent_id: agent.to_vec(), ..Default::default() }))
+            }
+        }
     }
 
     async fn challenge(

@@ -8,7 +8,9 @@ pub mod agents;
 pub mod backup;
 pub mod backup_admin;
 pub mod fleet;
+pub mod hosts;
 pub mod runs;
+pub mod series;
 pub mod tokens;
 pub mod trust;
 
@@ -54,9 +56,17 @@ impl Gate {
         };
         self.limits.count(&actor, peer.address.ip())?;
         let ctx = OpContext::new(&self.core, actor, Some(peer.address));
-        match self.identities.check_caller(ctx.actor()).await {
+        let key_epoch = peer.certificate.as_ref().map_or(0, |certificate| certificate.key_epoch);
+        match self.identities.check_caller(ctx.actor(), key_epoch).await {
             Ok(()) => Ok(ctx),
-            Err(error @ (IdentityError::AgentRevoked(_) | IdentityError::AgentUnknown(_))) => {
+            // It asks again and again while it waits: that is in the audit once, as its enrolment.
+            Err(error @ IdentityError::AgentPending(_)) => Err(error.into()),
+            Err(
+                error @ (IdentityError::AgentRevoked(_)
+                | IdentityError::AgentRetired(_)
+                | IdentityError::HostReplaced(_)
+                | IdentityError::AgentUnknown(_)),
+            ) => {
                 let refused = ctx.record_alone(
                     Action::CallRefuse,
                     ctx.actor(),

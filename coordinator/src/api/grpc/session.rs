@@ -4,6 +4,7 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use futures::Stream;
+use sealift_common::clock::UnixMillis;
 use sealift_common::id::{AgentId, RequestId};
 use sealift_proto::v1::agent_message::Message as FromAgent;
 use sealift_proto::v1::coordinator_message::Message as ToAgent;
@@ -139,6 +140,7 @@ fn parse_hello(hello: v1::Hello) -> Result<Hello, Status> {
         version: hello.agent_version,
         os: hello.os,
         timezone: hello.timezone,
+        clock: (hello.clock_ms != 0).then_some(UnixMillis(hello.clock_ms)),
         sources: parse_sources(hello.sources.unwrap_or_default())?,
         attempts: hello.attempts.into_iter().map(attempt).collect::<Result<_, _>>()?,
         heads: hello.heads.iter().take(MAX_SOURCES).map(head).collect::<Result<_, _>>()?,
@@ -318,12 +320,13 @@ fn closed(end: &SessionEnd) -> Option<Status> {
 
 fn to_wire(command: Command) -> ToAgent {
     match command {
-        Command::Offer { attempt, series, source, trace_parent } => ToAgent::Offer(v1::Offer {
+        Command::Offer { attempt, series, source, trace_parent, leave_epoch } => ToAgent::Offer(v1::Offer {
             attempt: Some(convert::attempt_ref_to_wire(&attempt)),
             series_id: series.to_vec(),
             source: source.into(),
             limits: Some(v1::Limits::default()),
             trace_parent,
+            leave_epoch: leave_epoch.map(|epoch| epoch.to_vec()).unwrap_or_default(),
         }),
         Command::Cancel { attempt, reason } => ToAgent::Cancel(v1::CancelAttempt {
             attempt: Some(convert::attempt_ref_to_wire(&attempt)),

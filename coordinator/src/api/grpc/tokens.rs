@@ -13,7 +13,7 @@ use crate::identity::token::TokenTerms;
 use crate::store::tokens::TokenRow;
 
 /// How long a token lives unless told otherwise.
-const DEFAULT_LIFE: Duration = Duration::from_secs(3_600);
+pub const DEFAULT_LIFE: Duration = Duration::from_secs(3_600);
 
 /// Tokens.
 #[derive(Debug, Clone)]
@@ -36,6 +36,7 @@ fn to_wire(row: TokenRow) -> v1::Token {
         revoked: row.revoked,
         created_by: row.created_by,
         name: row.name,
+        replaces: row.replaces.map(|agent| agent.to_string()).unwrap_or_default(),
     }
 }
 
@@ -54,6 +55,7 @@ impl TokenAdmin for TokenApi {
             uses: wire.uses.max(1),
             scope: wire.scope,
             name,
+            replaces: Some(wire.replaces).filter(|agent| !agent.is_empty()),
         };
         let (token, row) = self.identities.create_token(&ctx, terms).await?;
         let settings = self.identities.settings();
@@ -62,11 +64,7 @@ impl TokenAdmin for TokenApi {
             info: Some(to_wire(row)),
             ca_sha256: self.identities.ca().fingerprint().to_vec(),
             root_sha256: settings.roots.iter().map(|root| root.to_vec()).collect(),
-            coordinators: settings
-                .coordinators
-                .iter()
-                .map(|url| url.as_str().trim_end_matches('/').to_owned())
-                .collect(),
+            coordinators: settings.addresses(),
         }))
     }
 
