@@ -155,6 +155,7 @@ fn pack(attempt: AttemptRef, head: &v1::BeginHead, body: &[u8]) -> AuthorizePack
         directory_len: 100,
         header_len: 100,
         pack_id: vec![5; 16],
+        raw_bytes: 0,
     }
 }
 

@@ -12,7 +12,8 @@ use crate::coordinator::Coordinator;
 use crate::error::{Error, Exit, Result, because, chain};
 use crate::ui::{Format, Ui};
 use crate::{
-    agent, audit, backup, browse, completion, context, keys, restore, run, source, status, token, trust,
+    agent, audit, backup, browse, completion, context, keys, restore, retention, run, source, status, token,
+    trust,
 };
 
 /// Back up a fleet of hosts into S3, and get it back.
@@ -43,12 +44,15 @@ enum Noun {
     /// What the hosts can back up
     #[command(subcommand)]
     Source(source::Command),
-    /// Backups: start, list, show, verify
+    /// Backups: start, list, show, verify, hold, delete
     #[command(subcommand)]
     Backup(backup::Command),
     /// Runs: planned, running and past
     #[command(subcommand)]
     Run(run::Command),
+    /// Which backups stay, and why
+    #[command(subcommand)]
+    Retention(retention::Command),
     /// Get a backup back: to files, to stdout, into a database; with or without a coordinator
     Restore(Box<restore::Args>),
     /// Streams and files of a backup
@@ -144,6 +148,7 @@ async fn dispatch(app: &App, noun: Noun) -> Result<Exit> {
         Noun::Source(command) => source::run(app, command).await,
         Noun::Backup(command) => backup::run(app, command).await,
         Noun::Run(command) => run::run(app, command).await,
+        Noun::Retention(command) => retention::run(app, command).await,
         Noun::Restore(args) => restore::run(app, *args).await,
         Noun::Browse(args) => browse::run(app, &args).await,
         Noun::Keys(command) => keys::run(app, command).await,

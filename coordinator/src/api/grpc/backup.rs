@@ -100,7 +100,7 @@ impl v1::backup_server::Backup for BackupApi {
             header_len: asked.header_len,
         };
         let facts = PackFacts { meta, origin: bytes("backup_id", &asked.backup_id)? };
-        let pack = NewPack { pack: bytes("pack_id", &asked.pack_id)?, facts };
+        let pack = NewPack { pack: bytes("pack_id", &asked.pack_id)?, facts, raw_len: asked.raw_bytes };
         let signed = self.uploads.authorize(&ctx, &attempt, pack).await?;
         Ok(Response::new(signed_request_to_wire(signed)))
     }
