@@ -14,7 +14,8 @@ CREATE TABLE packs (
     index_len      BIGINT NOT NULL,
     directory_len  BIGINT NOT NULL,
     header_len     BIGINT NOT NULL,
-    state          TEXT NOT NULL CHECK (state IN ('signed', 'stored', 'live', 'missing', 'damaged')),
+    state          TEXT NOT NULL CHECK (state IN ('signed', 'stored', 'live', 'retiring', 'doomed', 'deleting',
+                                                    'deleted', 'missing', 'damaged')),
     signed_ms      BIGINT NOT NULL,       -- of the newest signature
     stored_ms      BIGINT,
     PRIMARY KEY (series_id, ordinal)
@@ -31,7 +32,8 @@ CREATE TABLE backups (
     agent_id         TEXT NOT NULL REFERENCES agents (id),
     run_id           TEXT NOT NULL,
     attempt          BIGINT NOT NULL,
-    state            TEXT NOT NULL CHECK (state IN ('begun', 'committing', 'committed', 'abandoned')),
+    state            TEXT NOT NULL CHECK (state IN ('begun', 'committing', 'committed', 'expired', 'deleting', 'deleted',
+                                                    'abandoned')),
     sequence         BIGINT NOT NULL,      -- as given by Begin; taken for good by Prepare
     previous_sha256  BLOB,                 -- of the newest manifest known at Begin
     session_nonce    BLOB NOT NULL,

@@ -29,6 +29,7 @@ use crate::api::grpc::backup_admin::BackupAdminApi;
 use crate::api::grpc::enrollment::EnrollmentApi;
 use crate::api::grpc::fleet::FleetApi;
 use crate::api::grpc::hosts::HostApi;
+use crate::api::grpc::retention::RetentionApi;
 use crate::api::grpc::runs::RunApi;
 use crate::api::grpc::series::SeriesApi;
 use crate::api::grpc::session::SessionApi;
@@ -45,6 +46,7 @@ use crate::identity::admins::{self, AdminFilesError};
 use crate::identity::ca::{Ca, CaError, SERVER_LIFE};
 use crate::objects::http::InvalidTls;
 use crate::objects::{ObjectError, ObjectErrorKind, ObjectStore, Put, monitor};
+use crate::retention::{Retention, reconcile};
 use crate::runs::{Runs, dispatch};
 use crate::runtime::{Every, Runtime};
 use crate::series::SeriesService;
@@ -105,6 +107,8 @@ pub struct Coordinator {
     pub runs: Runs,
     /// Backups and restores.
     pub backups: Backups,
+    /// What stays, and what may go.
+    pub retention: Retention,
     /// Who is connected.
     pub sessions: SessionService,
     ca: Arc<Ca>,
@@ -180,7 +184,8 @@ impl Coordinator {
         let runs = Runs::new(core.clone(), registry.clone(), settings.sessions.lease());
         let sessions = SessionService::new(core.clone(), runs.clone(), registry, settings.sessions);
         let backups = Backups::new(core.clone(), objects.clone(), runs.clone());
-        Ok(Self { core, identities, objects, runs, backups, sessions, ca, settings })
+        let retention = Retention::new(core.clone(), objects.clone(), backups.clone());
+        Ok(Self { core, identities, objects, runs, backups, retention, sessions, ca, settings })
     }
 
     /// The CA.
@@ -263,6 +268,11 @@ impl Coordinator {
             let backups = backups.clone();
             async move { backups.resolve_round().await }
         });
+        let retention = self.retention.clone();
+        runtime.on_leader(Every::new("retention", reconcile::INTERVAL), move |leader| {
+            let retention = retention.led_by(&leader);
+            async move { retention.reconcile().await }
+        });
         let identities = self.identities.clone();
         runtime.on_leader(Every::new("put trust policies into the bucket", TIDY), move |_| {
             let identities = identities.clone();
@@ -323,6 +333,7 @@ impl Coordinator {
             backups: self.backups.clone(),
             verification: Verification::new(core.clone(), self.objects.clone(), self.backups.clone()),
         };
+        let retention = RetentionApi { gate: gate.clone(), retention: self.retention.clone() };
         let fleet = FleetApi {
             gate,
             core: core.clone(),
@@ -369,6 +380,10 @@ impl Coordinator {
             )
             .add_service(
                 v1::fleet_admin_server::FleetAdminServer::new(fleet).max_decoding_message_size(MAX_REQUEST),
+            )
+            .add_service(
+                v1::retention_admin_server::RetentionAdminServer::new(retention)
+                    .max_decoding_message_size(MAX_REQUEST),
             )
             .add_service(v1::backup_server::BackupServer::new(backup).max_decoding_message_size(MAX_REQUEST))
             .add_service(

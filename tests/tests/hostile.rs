@@ -182,6 +182,7 @@ impl Job {
             directory_len: meta.directory_len,
             header_len: meta.header_len,
             pack_id: vec![5; 16],
+            raw_bytes: 0,
         }
     }
 

@@ -14,7 +14,14 @@ struct Rule {
 
 const RULES: &[Rule] = &[
     Rule {
-        where_: &["coordinator/src/runs/state.rs"],
+        where_: &[
+            "coordinator/src/runs/state.rs",
+            "coordinator/src/retention/rules.rs",
+            "coordinator/src/retention/plan.rs",
+            "coordinator/src/retention/packs.rs",
+            "coordinator/src/retention/states.rs",
+            "coordinator/src/retention/beside.rs",
+        ],
         never: &["tokio", "sqlx", "crate::store", "crate::objects", "std::fs", "std::net", "async fn"],
         why: "states and plans are pure",
     },
@@ -34,6 +41,7 @@ const RULES: &[Rule] = &[
             "coordinator/src/runs",
             "coordinator/src/identity",
             "coordinator/src/series",
+            "coordinator/src/retention",
         ],
         never: &["crate::api", "sqlx::"],
         why: "api depends on domain modules, never the other way; SQL lives in store/",

@@ -154,6 +154,7 @@ impl PackStore {
             directory_len: meta.directory_len,
             header_len: meta.header_len,
             pack_id: pack.id().to_vec(),
+            raw_bytes: pack.raw_len(),
         });
         request.set_timeout(CALL_TIMEOUT);
         Ok(binding.client().authorize_pack(request).await?.into_inner())

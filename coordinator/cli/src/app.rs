@@ -12,7 +12,8 @@ use crate::coordinator::Coordinator;
 use crate::error::{Error, Exit, Result, because, chain};
 use crate::ui::{Format, Ui};
 use crate::{
-    agent, audit, backup, browse, completion, context, keys, restore, run, series, source, status, token,
+    agent, audit, backup, browse, completion, context, keys, restore, retention, run, series, source, status,
+    token,
     trust,
 };
 
@@ -47,12 +48,15 @@ enum Noun {
     /// One source over time: also under another name, or on another host
     #[command(subcommand)]
     Series(series::Command),
-    /// Backups: start, list, show, verify
+    /// Backups: start, list, show, verify, hold, delete
     #[command(subcommand)]
     Backup(backup::Command),
     /// Runs: planned, running and past
     #[command(subcommand)]
     Run(run::Command),
+    /// Which backups stay, and why
+    #[command(subcommand)]
+    Retention(retention::Command),
     /// Get a backup back: to files, to stdout, into a database; with or without a coordinator
     Restore(Box<restore::Args>),
     /// Streams and files of a backup
@@ -149,6 +153,7 @@ async fn dispatch(app: &App, noun: Noun) -> Result<Exit> {
         Noun::Series(command) => series::run(app, command).await,
         Noun::Backup(command) => backup::run(app, command).await,
         Noun::Run(command) => run::run(app, command).await,
+        Noun::Retention(command) => retention::run(app, command).await,
         Noun::Restore(args) => restore::run(app, *args).await,
         Noun::Browse(args) => browse::run(app, &args).await,
         Noun::Keys(command) => keys::run(app, command).await,

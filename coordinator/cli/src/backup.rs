@@ -1,4 +1,4 @@
-//! `sealift backup run|list|show|verify`.
+//! `sealift backup run|list|show|verify`; deleting and holding are in [`crate::backup_keeping`].
 
 use clap::{Args, Subcommand, ValueEnum};
 use sealift_common::clock::UnixMillis;
@@ -9,6 +9,7 @@ use tokio_stream::StreamExt as _;
 
 use crate::agent::selector;
 use crate::app::App;
+use crate::backup_keeping::{self, KeepingView};
 use crate::coordinator::{Coordinator, Limit, pages};
 use crate::error::{Error, Exit, Result, said};
 use crate::identity::IdentityArgs;
@@ -41,6 +42,8 @@ pub enum Command {
         after_help = "Examples:\n  sealift backup verify latest:store-0042/main-db\n  sealift backup verify 0190c5e1 --level decrypt --identity key.txt"
     )]
     Verify(VerifyArgs),
+    #[command(flatten)]
+    Keeping(backup_keeping::Command),
 }
 
 /// `sealift backup run`
@@ -71,6 +74,9 @@ pub struct ListArgs {
     /// Only backups since then: a duration (24h, 7d) or a time
     #[arg(long, value_parser = parse_since)]
     since: Option<Since>,
+    /// Those that were deleted and can be undeleted, instead of those that are there
+    #[arg(long)]
+    deleted: bool,
     #[command(flatten)]
     limit: Limit,
 }
@@ -139,6 +145,9 @@ pub struct BackupView {
     manifest_sha256: String,
     tool_version: String,
     server_version: String,
+    /// What became of it since it was committed.
+    #[serde(flatten)]
+    keeping: KeepingView,
     /// When it was made.
     #[serde(skip)]
     pub created_ms: i64,
@@ -184,13 +193,20 @@ impl From<&v1::BackupInfo> for BackupView {
             manifest_sha256: info.manifest_sha256.clone(),
             tool_version: info.tool_version.clone(),
             server_version: info.server_version.clone(),
+            keeping: KeepingView::from(info.keeping.as_ref()),
             created_ms: info.created_ms,
         }
     }
 }
 
 impl BackupView {
-    fn lines(&self, now: UnixMillis) -> Vec<(&'static str, String)> {
+    /// `complete`, `partial`, or with what is missing from the bucket.
+    fn status_line(&self) -> String {
+        if self.keeping.is_damaged() { format!("{}, DAMAGED", self.status) } else { self.status.clone() }
+    }
+
+    /// What people see.
+    pub fn lines(&self, now: UnixMillis) -> Vec<(&'static str, String)> {
         let streams =
             self.streams.iter().map(|s| format!("{}  {}  {}", s.name, s.kind, ui::size(s.raw_bytes)));
         let mut warnings = self.warnings.join("\n");
@@ -200,7 +216,10 @@ impl BackupView {
         vec![
             ("Backup", self.id.clone()),
             ("Source", format!("{}/{} ({})", self.agent, self.source, self.kind)),
-            ("Status", format!("{}, {}", self.status, self.state)),
+            ("Status", format!("{}, {}", self.status_line(), self.state)),
+            ("Damage", self.keeping.damage()),
+            ("Held", self.keeping.held(now)),
+            ("Deleted", self.keeping.deleted(now)),
             (
                 "Made",
                 format!("{} ({})", self.created.clone().unwrap_or_default(), relative(self.created_ms, now)),
@@ -235,6 +254,7 @@ pub async fn run(app: &App, command: Command) -> Result<Exit> {
         Command::List(args) => list(app, *args).await,
         Command::Show(args) => show(app, args).await,
         Command::Verify(args) => verify(app, args).await,
+        Command::Keeping(command) => backup_keeping::run(app, command).await,
     }
 }
 
@@ -307,6 +327,7 @@ async fn list(app: &App, args: ListArgs) -> Result<Exit> {
             source: args.source.clone(),
             selector: args.selector.clone().unwrap_or_default(),
             since_ms: args.since.map(|since| since.from(now)).unwrap_or_default(),
+            deleted: args.deleted,
         };
         let reply =
             coordinator.backups().list_backups(request).await.map_err(said("list backups"))?.into_inner();
@@ -318,7 +339,7 @@ async fn list(app: &App, args: ListArgs) -> Result<Exit> {
         vec![
             view.id.clone(),
             format!("{}/{}", view.agent, view.source),
-            view.status.clone(),
+            view.status_line(),
             relative(view.created_ms, now),
             ui::size(view.raw_bytes),
             ui::size(view.new_raw_bytes),

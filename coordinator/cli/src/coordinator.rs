@@ -6,6 +6,7 @@ use sealift_proto::v1::agent_admin_client::AgentAdminClient;
 use sealift_proto::v1::backup_admin_client::BackupAdminClient;
 use sealift_proto::v1::fleet_admin_client::FleetAdminClient;
 use sealift_proto::v1::host_admin_client::HostAdminClient;
+use sealift_proto::v1::retention_admin_client::RetentionAdminClient;
 use sealift_proto::v1::run_admin_client::RunAdminClient;
 use sealift_proto::v1::series_admin_client::SeriesAdminClient;
 use sealift_proto::v1::token_admin_client::TokenAdminClient;
@@ -122,6 +123,8 @@ impl Coordinator {
         series: SeriesAdminClient;
         /// The trust policy.
         trust: TrustAdminClient;
+        /// What stays, and what goes.
+        retention: RetentionAdminClient;
         /// Runs.
         runs: RunAdminClient;
         /// Backups, their verification, and what a restore needs.

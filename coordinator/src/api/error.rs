@@ -12,6 +12,7 @@ use crate::backups::current::CurrentError;
 use crate::identity::IdentityError;
 use crate::identity::ca::CaError;
 use crate::objects::ObjectError;
+use crate::retention::RetentionError;
 use crate::runs::RunError;
 use crate::series::SeriesError;
 use crate::store::{StoreError, is_unreachable};
@@ -157,10 +158,29 @@ impl From<BackupError> for Status {
             | E::NotArrived { .. }
             | E::Altered { .. }
             | E::EpochLeft { .. }
+            | E::Expired { .. }
             | E::RestoreOver => Self::failed_precondition(error.to_string()),
             E::Objects(ref inner) => objects(inner, &error),
             E::Access(ref inner) => access(inner, &error),
             E::Trust(_) | E::Signing(_) | E::Store(_) => internal(&error),
+        }
+    }
+}
+
+impl From<RetentionError> for Status {
+    fn from(error: RetentionError) -> Self {
+        use RetentionError as E;
+        match error {
+            E::Backup(inner) => inner.into(),
+            E::Agent(inner) => inner.into(),
+            E::Reason => Self::invalid_argument(error.to_string()),
+            E::State { .. } => whole(Code::FailedPrecondition, &error),
+            E::LastGood { .. } | E::Held { .. } | E::Hold { .. } | E::InUse { .. } => {
+                Self::failed_precondition(error.to_string())
+            }
+            E::Objects(ref inner) => objects(inner, &error),
+            E::Access(ref inner) => access(inner, &error),
+            E::Store(_) => internal(&error),
         }
     }
 }

@@ -56,12 +56,16 @@ actions! {
         TrustShow = "trust.show", TrustSet = "trust.set",
         RunStart = "run.start", RunList = "run.list", RunShow = "run.show", RunCancel = "run.cancel",
         BackupList = "backup.list", BackupShow = "backup.show", BackupVerify = "backup.verify",
+        BackupDelete = "backup.delete", BackupUndelete = "backup.undelete", BackupHold = "backup.hold",
+        BackupRelease = "backup.release", RetentionPlan = "retention.plan",
         RestoreOpen = "restore.open", RestoreSign = "restore.sign", RestoreClose = "restore.close",
         FleetStatus = "fleet.status", AuditList = "audit.list",
     }
     Coordinator {
         AdminIssue = "admin.issue", CallRefuse = "call.refuse", StorageProbe = "storage.probe", AttemptLose = "attempt.lose",
-        RunFinish = "run.finish", BackupResolve = "backup.resolve",
+        RunFinish = "run.finish", BackupResolve = "backup.resolve", BackupDamage = "backup.damage",
+        BackupExpire = "backup.expire", BackupRemove = "backup.remove", SeriesCollect = "series.collect",
+        SeriesHalt = "series.halt", DeletionHalt = "deletion.halt",
     }
 }
 

@@ -12,7 +12,7 @@ use super::{BackupError, Backups};
 use crate::audit::{Action, Details, OpContext};
 use crate::runs::state::AttemptEvent;
 use crate::runs::{AttemptRef, Report, advance, fence};
-use crate::store::backups::{self, BackupRow, BackupState};
+use crate::store::backups::{self, BackupRow, BackupState, Keeping};
 use crate::store::packs::{self, PackFacts};
 use crate::store::{StoreError, Tx, agents, series, sources, trust};
 
@@ -171,6 +171,7 @@ impl Backups {
             created: now,
             prepared: None,
             committed: None,
+            keeping: Keeping::default(),
         };
         backups::insert(tx, &backup).await?;
         let chain = trust::chain(tx, new.known_trust).await?;

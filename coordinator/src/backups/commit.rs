@@ -6,13 +6,14 @@ use sealift_common::format::names::ObjectName;
 use sealift_common::id::{AgentId, BackupId};
 
 use super::current::CurrentError;
+use super::references::count_losses;
 use super::{BackupError, Backups};
 use crate::audit::{Action, Details, OpContext, Operation};
 use crate::objects::{ByteRange, ObjectErrorKind};
 use crate::runs::state::{AttemptEvent, AttemptState};
 use crate::runs::{AttemptRef, Report, advance, attempt};
 use crate::store::backups::{self, BackupRow, BackupState, Prepared};
-use crate::store::{Tx, attempts, packs, runs, sources};
+use crate::store::{Tx, attempts, runs, sources};
 
 /// What lies in the bucket under a manifest's name.
 #[derive(Debug)]
@@ -168,7 +169,9 @@ impl Backups {
         }
         let now = self.core.clock.now();
         backups::resolve(tx, id, BackupState::Committed, Some(now)).await?;
-        packs::make_live(tx, backup.series, &prepared.refs).await?;
+        let late = backup.state == BackupState::Abandoned;
+        let lost = count_losses(tx, backup.series, id, &prepared.refs, late, now).await?;
+        let said = if lost > 0 { said.with("lost_packs", lost) } else { said };
         let attempt = attempts::get(tx, backup.run, backup.attempt).await?;
         if let Some(attempt) = attempt
             && attempt.state == AttemptState::Preparing

@@ -22,6 +22,7 @@ pub mod current;
 pub mod listing;
 pub mod prepare;
 pub mod query;
+pub mod references;
 pub mod resolve;
 pub mod restore;
 
@@ -122,6 +123,12 @@ pub enum BackupError {
     NotFound {
         /// What was looked for.
         what: String,
+    },
+    /// It was deleted, and is still there.
+    #[error("backup {backup} was deleted: get it back with `sealift backup undelete {backup}` first")]
+    Expired {
+        /// Which backup.
+        backup: BackupId,
     },
     /// Not a way to name a backup.
     #[error("{0:?} does not name a backup: give an id, latest:AGENT/SOURCE or AGENT/SOURCE@TIME (RFC 3339)")]

@@ -1,28 +1,28 @@
 //! *Prepare*: the public part of a manifest is checked against everything the coordinator knows, in one transaction; only
 //! then is the manifest's PUT signed (docs/format.md, Writing 4).
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures::FutureExt as _;
 use roaring::RoaringBitmap;
 use sealift_common::clock::UnixMillis;
-use sealift_common::crypto::{EpochId, VerifyingKey};
-use sealift_common::format::manifest::{ManifestProblem, ManifestPublic, PackRef, Status, verify_prepared};
+use sealift_common::crypto::VerifyingKey;
+use sealift_common::format::manifest::{ManifestProblem, ManifestPublic, Status, verify_prepared};
 use sealift_common::format::names::ObjectName;
 use sealift_common::id::{AgentId, BackupId, RepositoryId, Sha256};
 
 use super::begin::{TrustInForce, trust_in_force};
 use super::current::CurrentError;
+use super::references::{References, references};
 use super::{BackupError, Backups};
 use crate::audit::{Action, Details, OpContext};
 use crate::objects::signing::{MAX_MANIFEST, PutTerms, SIGNATURE_LIFE, SignedRequest};
 use crate::runs::state::AttemptEvent;
 use crate::runs::{AttemptRef, Report, advance, fence};
 use crate::store::backups::{self, AgentReport, BackupRow, BackupState, Prepared};
-use crate::store::packs::{self, Candidate};
-use crate::store::{Tx, agents, sources};
+use crate::store::{Tx, agents, packs, sources};
 
 /// A PUT that began while its signature was good may take this long to arrive, and clocks differ.
 const ARRIVAL_GRACE: Duration = Duration::from_secs(15 * 60);
@@ -53,6 +53,9 @@ pub enum ManifestMismatch {
         /// Why it may not.
         why: &'static str,
     },
+    /// What it names is about to be deleted.
+    #[error("it names packs that are being deleted")]
+    Deleting,
     /// The whole would be too small or too large.
     #[error("a manifest of {0} bytes cannot be")]
     Size(u64),
@@ -127,7 +130,10 @@ impl Backups {
         };
         let prepared = operation.run(prepare.boxed()).await?;
         self.runs.changed(attempt.run);
-        let Some(backup) = prepared else { return Ok(PrepareAnswer::AlreadyCommitted) };
+        let Some((backup, refs)) = prepared else { return Ok(PrepareAnswer::AlreadyCommitted) };
+        if let Some(lock) = self.objects.lock() {
+            self.extend_locks(backup.series, &refs, lock).await?;
+        }
         let name = ObjectName::Manifest {
             series: backup.series,
             sequence: backup.sequence,
@@ -138,7 +144,7 @@ impl Backups {
         self.objects.sign_put(terms).map(PrepareAnswer::Put).map_err(BackupError::Signing)
     }
 
-    /// `None` where the backup is committed already.
+    /// The backup and what it refers to; `None` where it is committed already.
     async fn record_prepare(
         &self,
         tx: &mut Tx,
@@ -146,7 +152,7 @@ impl Backups {
         agent: AgentId,
         head: &PrepareHead,
         public: &ManifestPublic,
-    ) -> Result<Option<BackupRow>, BackupError> {
+    ) -> Result<Option<(BackupRow, RoaringBitmap)>, BackupError> {
         let foreign =
             || BackupError::Current(CurrentError::Backup { backup: head.backup, attempt: *attempt });
         let found = crate::runs::attempt::find(tx, attempt, agent).await?;
@@ -166,13 +172,18 @@ impl Backups {
             return Err(foreign());
         }
         let mismatch = |mismatch| BackupError::Manifest { backup: head.backup, mismatch };
-        // Until the references are recorded, none of the packs may be lost or given up.
+        // From here on nothing of the series is doomed or deleted before this transaction has ended.
         sources::lock_series(tx, backup.series).await?;
-        let refs = self.check(tx, agent, &backup, public).await?.map_err(mismatch)?;
+        let found_refs = self.check(tx, agent, &backup, public).await?.map_err(mismatch)?;
         let now = self.core.clock.now();
+        let locked_until = self.objects.lock().map(|lock| now.plus(lock.at_upload()));
+        if !found_refs.keep(tx, backup.series, backup.id, now, locked_until).await? {
+            return Err(mismatch(ManifestMismatch::Deleting));
+        }
+        let refs = found_refs.refs;
         advance(tx, now, &found, AttemptEvent::Prepare, Report::default()).await?;
-        backups::prepare(tx, backup.id, &prepared(head, public, refs, now)).await?;
-        Ok(Some(backup))
+        backups::prepare(tx, backup.id, &prepared(head, public, refs.clone(), now)).await?;
+        Ok(Some((backup, refs)))
     }
 
     /// Compares a public part with what Begin said and with the packs of the series.
@@ -182,7 +193,7 @@ impl Backups {
         agent: AgentId,
         backup: &BackupRow,
         public: &ManifestPublic,
-    ) -> Result<Result<RoaringBitmap, ManifestMismatch>, BackupError> {
+    ) -> Result<Result<References, ManifestMismatch>, BackupError> {
         let Some(known) = agents::get(tx, agent).await? else { return Ok(Err(ManifestMismatch::Key)) };
         let trust = trust_in_force(tx, &known.scope).await?;
         let expected =
@@ -263,30 +274,4 @@ impl Expected<'_> {
         let recipients: BTreeSet<Sha256> = public.recipients.iter().copied().collect();
         if recipients == self.trust.recipients { Ok(()) } else { Err(ManifestMismatch::Recipients) }
     }
-}
-
-/// The ordinals of the packs that a manifest names, if every one of them may be referred to, as it was stored.
-fn references(
-    named: &[PackRef],
-    candidates: &[Candidate],
-    epoch: EpochId,
-) -> Result<RoaringBitmap, ManifestMismatch> {
-    let known: HashMap<Sha256, &Candidate> = candidates.iter().map(|c| (c.facts.meta.sha256, c)).collect();
-    let mut refs = RoaringBitmap::new();
-    for pack in named {
-        let sha256 = pack.meta.sha256;
-        let wrong = |why| Err(ManifestMismatch::Pack { sha256, why });
-        match known.get(&sha256) {
-            None => return wrong("was never stored in this series"),
-            Some(found) if !found.state.is_referable() => {
-                return wrong("is not stored, or not whole any more");
-            }
-            Some(found) if found.epoch != epoch => return wrong("is of another epoch"),
-            Some(found) if found.facts.meta != pack.meta || found.facts.origin != pack.origin => {
-                return wrong("was stored with other lengths, hashes or origin");
-            }
-            Some(found) => refs.insert(found.ordinal),
-        };
-    }
-    Ok(refs)
 }

@@ -9,7 +9,7 @@ use sealift_common::name::{Selector, SourceRef};
 
 use super::{BackupError, Backups};
 use crate::audit::{Action, OpContext};
-use crate::store::backups::{self, BackupFilter, BackupRow};
+use crate::store::backups::{self, BackupFilter, BackupRow, BackupState};
 use crate::store::{Tx, agents, sources};
 
 /// How a text names a backup.
@@ -17,7 +17,8 @@ use crate::store::{Tx, agents, sources};
 pub enum BackupRef {
     /// By the beginning of its id.
     Prefix(String),
-    /// The newest of a source that was begun by then; `latest:` is without a moment.
+    /// The newest good one of a source that was begun by then (complete and whole; the newest of all where none is);
+    /// `latest:` is without a moment.
     At(SourceRef, Option<UnixMillis>),
 }
 
@@ -60,6 +61,8 @@ pub struct BackupQuery {
     pub since: UnixMillis,
     /// Only those older than this position: time of commit and id of the last one seen.
     pub before: Option<(i64, String)>,
+    /// Those that were deleted and can be undeleted, instead of those that are there.
+    pub expired: bool,
     /// At most so many.
     pub limit: u32,
 }
@@ -71,8 +74,21 @@ impl Backups {
     /// The committed backup that `text` names.
     ///
     /// # Errors
-    /// [`BackupError::Reference`], [`BackupError::NotFound`], [`BackupError::Ambiguous`], or the database's own.
+    /// [`BackupError::Reference`], [`BackupError::NotFound`], [`BackupError::Ambiguous`], [`BackupError::Expired`], or the
+    /// database's own.
     pub async fn find(&self, tx: &mut Tx, text: &str) -> Result<BackupRow, BackupError> {
+        let found = self.find_any(tx, text).await?;
+        match found.state {
+            BackupState::Committed => Ok(found),
+            _ => Err(BackupError::Expired { backup: found.id }),
+        }
+    }
+
+    /// The backup that `text` names: a committed one, or one that was deleted and can be undeleted.
+    ///
+    /// # Errors
+    /// As [`Backups::find`].
+    pub async fn find_any(&self, tx: &mut Tx, text: &str) -> Result<BackupRow, BackupError> {
         let none = || BackupError::NotFound {
             what: format!("backup {:?}", text.chars().take(120).collect::<String>()),
         };
@@ -100,7 +116,7 @@ impl Backups {
     pub async fn show(&self, ctx: &OpContext, text: &str) -> Result<BackupView, BackupError> {
         ctx.authorize(Action::BackupShow, &"backup").await?;
         let mut reader = self.core.store.reader().await?;
-        let backup = self.find(&mut reader, text).await?;
+        let backup = self.find_any(&mut reader, text).await?;
         self.view(&mut reader, backup).await
     }
 
@@ -114,7 +130,7 @@ impl Backups {
         Ok(BackupView { agent, source: source.map(|s| s.name.to_string()).unwrap_or_default(), backup })
     }
 
-    /// The newest committed backup of a series.
+    /// The newest good backup of a series; the newest of all where none is good.
     ///
     /// # Errors
     /// The database's own.
@@ -164,6 +180,7 @@ impl Backups {
         let mut filter = BackupFilter {
             since: query.since,
             before: query.before.clone(),
+            expired: query.expired,
             limit: query.limit,
             ..BackupFilter::default()
         };

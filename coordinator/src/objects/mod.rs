@@ -5,6 +5,7 @@
 //! | [`settings`] | where the bucket is and how it is reached, parsed and checked once |
 //! | [`key`] | keys of objects, relative to the prefix |
 //! | [`store`] | what the coordinator itself does: put, head, get, list, delete |
+//! | [`versions`] | deleting for good, and locks, on buckets that keep versions |
 //! | [`signing`] | single requests signed for agents and admins: they never hold a credential |
 //! | [`probe`] | finds out what the server verifies and honours; never trust a 200 |
 //! | [`monitor`] | probes at start and again, with back-off while the store is down |
@@ -29,8 +30,10 @@ pub mod probe;
 pub mod settings;
 pub mod signing;
 pub mod store;
+pub mod versions;
 
 pub use error::{ObjectError, ObjectErrorKind};
 pub use key::ObjectKey;
 pub use settings::StorageSettings;
 pub use store::{ByteRange, ObjectHead, ObjectStore, Put};
+pub use versions::Deletion;

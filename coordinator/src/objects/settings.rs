@@ -62,8 +62,16 @@ pub enum ServerSideEncryption {
 pub struct ObjectLock {
     /// Who may lift it.
     pub mode: LockMode,
-    /// How long from the upload on.
+    /// How long whatever a backup refers to is locked from that backup on, at least.
     pub period: Duration,
+}
+
+impl ObjectLock {
+    /// How long an object is locked when it is uploaded: twice the period, so that the packs of a series need not be
+    /// extended for each of its backups.
+    pub fn at_upload(&self) -> Duration {
+        self.period.saturating_mul(2)
+    }
 }
 
 /// Modes of S3 Object Lock.

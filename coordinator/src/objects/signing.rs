@@ -110,7 +110,7 @@ pub fn sign_put(
     headers.extend(encryption_headers(&settings.encryption));
     if let Some(lock) = settings.object_lock.filter(|_| abilities.object_lock) {
         headers.push(("x-amz-object-lock-mode", lock.mode.as_str().to_owned()));
-        headers.push(("x-amz-object-lock-retain-until-date", now.plus(lock.period).rfc3339()));
+        headers.push(("x-amz-object-lock-retain-until-date", now.plus(lock.at_upload()).rfc3339()));
     }
     let credentials = settings.put_only.as_ref().unwrap_or(&settings.credentials);
     let request = Unsigned { method: "PUT", name: terms.name, headers, body_sha256: terms.sha256, now };

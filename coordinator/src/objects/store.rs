@@ -200,11 +200,11 @@ impl ObjectStore {
         signing::sign_get(self.settings(), name, self.clock().now())
     }
 
-    fn key(&self, name: &ObjectKey) -> String {
+    pub(super) fn key(&self, name: &ObjectKey) -> String {
         self.0.settings.prefix.key(name.as_str())
     }
 
-    fn bucket(&self) -> &str {
+    pub(super) fn bucket(&self) -> &str {
         self.0.settings.bucket.as_str()
     }
 

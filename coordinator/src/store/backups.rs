@@ -1,9 +1,6 @@
 //! Backups: begun, prepared, and what became of them. A backup exists if and only if its manifest is in the bucket; these
 //! rows follow.
 
-use std::fmt;
-use std::str::FromStr;
-
 use roaring::RoaringBitmap;
 use sealift_common::clock::UnixMillis;
 use sealift_common::crypto::EpochId;
@@ -11,59 +8,11 @@ use sealift_common::id::{AgentId, BackupId, RunId, SeriesId, Sha256};
 use serde::{Deserialize, Serialize};
 use sqlx::Row as _;
 
+use super::retention::{decode_keeping, decode_refs};
 use super::{Row, StoreError, Tx, as_i64, bytes, failed, flag, json, number, text, time, to_json};
 
-/// Where a backup is.
-///
-/// ```text
-/// begun ──▶ committing ──▶ committed
-///               ▲ ▼            ▲
-///            abandoned ────────┘  (its manifest arrived late)
-/// ```
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum BackupState {
-    /// Packs are being stored under its data key.
-    Begun,
-    /// Its manifest was signed for and has not been seen.
-    Committing,
-    /// Its manifest is in the bucket.
-    Committed,
-    /// Its manifest did not arrive while its signature was good.
-    Abandoned,
-}
-
-impl BackupState {
-    /// The state's name in the database and to users.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Begun => "begun",
-            Self::Committing => "committing",
-            Self::Committed => "committed",
-            Self::Abandoned => "abandoned",
-        }
-    }
-}
-
-/// A state's name that nobody knows.
-#[derive(Debug, thiserror::Error)]
-#[error("there is no backup state {0:?}")]
-pub struct UnknownBackupState(String);
-
-impl FromStr for BackupState {
-    type Err = UnknownBackupState;
-    fn from_str(text: &str) -> Result<Self, UnknownBackupState> {
-        let all = [Self::Begun, Self::Committing, Self::Committed, Self::Abandoned];
-        all.into_iter()
-            .find(|state| state.as_str() == text)
-            .ok_or_else(|| UnknownBackupState(text.to_owned()))
-    }
-}
-
-impl fmt::Display for BackupState {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
+pub use super::retention::{Keeping, Note};
+pub use crate::retention::states::BackupState;
 
 /// One backup.
 #[derive(Debug, Clone, PartialEq)]
@@ -98,6 +47,8 @@ pub struct BackupRow {
     pub prepared: Option<Prepared>,
     /// When its manifest was first seen in the bucket.
     pub committed: Option<UnixMillis>,
+    /// What became of it since.
+    pub keeping: Keeping,
 }
 
 /// What Prepare adds to a backup.
@@ -178,19 +129,17 @@ fn decode(row: Row) -> Result<BackupRow, sqlx::Error> {
         created: UnixMillis(row.try_get("created_ms")?),
         prepared: if state == BackupState::Begun { None } else { Some(decode_prepared(&row)?) },
         committed: time(&row, "committed_ms")?,
+        keeping: decode_keeping(&row)?,
     })
 }
 
 fn decode_prepared(row: &Row) -> Result<Prepared, sqlx::Error> {
-    let refs: Vec<u8> = row.try_get("refs")?;
-    let refs = RoaringBitmap::deserialize_from(refs.as_slice())
-        .map_err(|e| sqlx::Error::ColumnDecode { index: "refs".to_owned(), source: e.into() })?;
     Ok(Prepared {
         manifest_sha256: bytes(row, "manifest_sha256")?,
         manifest_size: number(row, "manifest_size")?,
         public_sha256: bytes(row, "public_sha256")?,
         signed_until: UnixMillis(row.try_get("signed_until_ms")?),
-        refs,
+        refs: decode_refs(row)?,
         partial: flag(row, "partial")?,
         raw_bytes: number(row, "raw_bytes")?,
         new_raw_bytes: number(row, "new_raw_bytes")?,
@@ -296,13 +245,14 @@ pub async fn get(tx: &mut Tx, id: BackupId) -> Result<Option<BackupRow>, StoreEr
         .map_err(failed(READ))
 }
 
-/// At most two committed backups whose ids start with `prefix`: one is unambiguous.
+/// At most two backups that are committed, or expired and can be undeleted, whose ids start with `prefix`: one is
+/// unambiguous.
 ///
 /// # Errors
 /// The database's own.
 pub async fn by_prefix(tx: &mut Tx, prefix: &str) -> Result<Vec<BackupRow>, StoreError> {
     sqlx::query(
-        "SELECT * FROM backups WHERE id >= $1 AND id < $2 AND state = 'committed' ORDER BY id LIMIT 2",
+        "SELECT * FROM backups WHERE id >= $1 AND id < $2 AND state IN ('committed', 'expired') ORDER BY id LIMIT 2",
     )
     .bind(prefix)
     .bind(format!("{prefix}~")) // '~' sorts after every digit, letter and dash
@@ -327,13 +277,15 @@ pub async fn next_sequence(tx: &mut Tx, series: SeriesId) -> Result<u64, StoreEr
     .map_err(failed("count a series' backups"))
 }
 
-/// The committed backup of a series with the highest sequence number.
+/// The backup of a series with the highest sequence number whose manifest is in the bucket, expired ones among them: what a
+/// reader of the bucket alone sees as the newest.
 ///
 /// # Errors
 /// The database's own.
 pub async fn head(tx: &mut Tx, series: SeriesId) -> Result<Option<BackupRow>, StoreError> {
     sqlx::query(
-        "SELECT * FROM backups WHERE series_id = $1 AND state = 'committed' ORDER BY sequence DESC LIMIT 1",
+        "SELECT * FROM backups WHERE series_id = $1 AND state <> 'begun' AND state IN ('committed', 'expired')
+         ORDER BY sequence DESC LIMIT 1",
     )
     .bind(series.to_string())
     .try_map(decode)
@@ -342,7 +294,8 @@ pub async fn head(tx: &mut Tx, series: SeriesId) -> Result<Option<BackupRow>, St
     .map_err(failed(READ))
 }
 
-/// The newest committed backup of a series that was begun at or before `at`.
+/// The newest good backup of a series that was begun at or before `at`: complete, and nothing of it missing. Where there is
+/// no good one, the newest.
 ///
 /// # Errors
 /// The database's own.
@@ -353,7 +306,7 @@ pub async fn newest_at(
 ) -> Result<Option<BackupRow>, StoreError> {
     sqlx::query(
         "SELECT * FROM backups WHERE series_id = $1 AND state = 'committed' AND created_ms <= $2
-         ORDER BY sequence DESC LIMIT 1",
+         ORDER BY CASE WHEN partial OR manifest_lost OR lost_packs > 0 THEN 1 ELSE 0 END, sequence DESC LIMIT 1",
     )
     .bind(series.to_string())
     .bind(at.0)
@@ -413,22 +366,32 @@ pub struct BackupFilter {
     pub since: UnixMillis,
     /// Only backups older than this position: time of commit and id of the last one seen.
     pub before: Option<(i64, String)>,
+    /// Those that were deleted and can be undeleted, instead of those that are there.
+    pub expired: bool,
     /// At most so many.
     pub limit: u32,
 }
 
-/// Committed backups, newest first.
+/// Committed backups (or expired ones), newest first.
 ///
 /// # Errors
 /// The database's own.
 pub async fn list(tx: &mut Tx, filter: &BackupFilter) -> Result<Vec<BackupRow>, StoreError> {
     let (before_ms, before_id) = filter.before.clone().unwrap_or((i64::MAX, String::new()));
-    sqlx::query(
-        "SELECT * FROM backups WHERE state = 'committed' AND committed_ms >= $1
-            AND (committed_ms < $2 OR (committed_ms = $2 AND id < $3))
-            AND ($4 = '' OR series_id = $4) AND ($5 = '' OR agent_id = $5)
-         ORDER BY committed_ms DESC, id DESC LIMIT $6",
-    )
+    sqlx::query(match filter.expired {
+        false => {
+            "SELECT * FROM backups WHERE state = 'committed' AND committed_ms >= $1
+                    AND (committed_ms < $2 OR (committed_ms = $2 AND id < $3))
+                    AND ($4 = '' OR series_id = $4) AND ($5 = '' OR agent_id = $5)
+                 ORDER BY committed_ms DESC, id DESC LIMIT $6"
+        }
+        true => {
+            "SELECT * FROM backups WHERE state = 'expired' AND committed_ms >= $1
+                    AND (committed_ms < $2 OR (committed_ms = $2 AND id < $3))
+                    AND ($4 = '' OR series_id = $4) AND ($5 = '' OR agent_id = $5)
+                 ORDER BY committed_ms DESC, id DESC LIMIT $6"
+        }
+    })
     .bind(filter.since.0)
     .bind(before_ms)
     .bind(before_id)

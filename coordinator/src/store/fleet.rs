@@ -36,7 +36,7 @@ pub async fn counts(tx: &mut Tx) -> Result<FleetCounts, StoreError> {
                     WHERE backups.series_id = sources.series_id AND backups.state = 'committed')) AS bare,
                 (SELECT COUNT(*) FROM backups WHERE state = 'committed') AS backups,
                 (SELECT CAST(COALESCE(SUM(raw_bytes), 0) AS BIGINT) FROM backups WHERE state = 'committed') AS raw,
-                (SELECT CAST(COALESCE(SUM(size), 0) AS BIGINT) FROM packs WHERE state IN ('stored', 'live')) AS stored,
+                (SELECT CAST(COALESCE(SUM(size), 0) AS BIGINT) FROM packs WHERE state IN ('stored', 'live', 'retiring', 'doomed', 'deleting')) AS stored,
                 (SELECT COUNT(*) FROM runs WHERE ended_ms IS NULL AND state = 'active') AS runs_active",
     )
     .try_map(|row: Row| {

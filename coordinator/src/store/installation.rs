@@ -27,3 +27,23 @@ pub async fn get_or_set(tx: &mut Tx, name: &str, value: &str) -> Result<String, 
         .map_err(failed("record a fact of the installation"))?;
     Ok(get(tx, name).await?.unwrap_or_else(|| value.to_owned()))
 }
+
+/// Makes `value` the value of the fact `name`; `None` forgets it.
+///
+/// # Errors
+/// The database's own.
+pub async fn set(tx: &mut Tx, name: &str, value: Option<&str>) -> Result<(), StoreError> {
+    let query = match value {
+        Some(_) => {
+            "INSERT INTO installation (name, value) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET value = $2"
+        }
+        None => "DELETE FROM installation WHERE name = $1 AND $2 = ''",
+    };
+    sqlx::query(query)
+        .bind(name)
+        .bind(value.unwrap_or_default())
+        .execute(tx)
+        .await
+        .map(drop)
+        .map_err(failed("change a fact of the installation"))
+}

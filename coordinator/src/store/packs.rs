@@ -1,8 +1,5 @@
 //! Packs: every one that was ever signed for, and whether backups may refer to it.
 
-use std::fmt;
-use std::str::FromStr;
-
 use roaring::RoaringBitmap;
 use sealift_common::clock::UnixMillis;
 use sealift_common::crypto::EpochId;
@@ -12,64 +9,10 @@ use sqlx::{AssertSqlSafe, Row as _};
 
 use super::{Row, StoreError, Tx, as_i64, bytes, failed, number, placeholders, text, time};
 
+pub use crate::retention::states::PackState;
+
 /// Hashes asked for in one query: databases bound the number of parameters.
 const HASHES_PER_QUERY: usize = 900;
-
-/// Where a pack is in its life.
-///
-/// ```text
-/// signed ──▶ stored ──▶ live            (stored, live) ──▶ missing | damaged
-/// ```
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum PackState {
-    /// Its PUT was signed; nothing more is known.
-    Signed,
-    /// The coordinator has seen it in the bucket, whole.
-    Stored,
-    /// A committed backup refers to it.
-    Live,
-    /// It was there, and is not any more.
-    Missing,
-    /// Its bytes are not those that were stored.
-    Damaged,
-}
-
-impl PackState {
-    /// The state's name in the database.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Signed => "signed",
-            Self::Stored => "stored",
-            Self::Live => "live",
-            Self::Missing => "missing",
-            Self::Damaged => "damaged",
-        }
-    }
-
-    /// Whether backups may refer to it.
-    pub const fn is_referable(self) -> bool {
-        matches!(self, Self::Stored | Self::Live)
-    }
-}
-
-/// A state's name that nobody knows.
-#[derive(Debug, thiserror::Error)]
-#[error("there is no pack state {0:?}")]
-pub struct UnknownPackState(String);
-
-impl FromStr for PackState {
-    type Err = UnknownPackState;
-    fn from_str(text: &str) -> Result<Self, UnknownPackState> {
-        let all = [Self::Signed, Self::Stored, Self::Live, Self::Missing, Self::Damaged];
-        all.into_iter().find(|state| state.as_str() == text).ok_or_else(|| UnknownPackState(text.to_owned()))
-    }
-}
-
-impl fmt::Display for PackState {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
 
 /// What an agent says of a pack it has made, and what everyone who reads it later relies on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,6 +44,10 @@ pub struct PackRow {
     pub signed: UnixMillis,
     /// When it was first seen in the bucket.
     pub stored: Option<UnixMillis>,
+    /// Raw bytes in it; 0 where its agent did not say.
+    pub raw_len: u64,
+    /// The store refuses to delete it until then.
+    pub locked_until: Option<UnixMillis>,
 }
 
 fn decode_facts(row: &Row) -> Result<PackFacts, sqlx::Error> {
@@ -126,6 +73,8 @@ fn decode(row: Row) -> Result<PackRow, sqlx::Error> {
         state: text(&row, "state")?,
         signed: UnixMillis(row.try_get("signed_ms")?),
         stored: time(&row, "stored_ms")?,
+        raw_len: number(&row, "raw_len")?,
+        locked_until: time(&row, "locked_until_ms")?,
     })
 }
 
@@ -149,8 +98,9 @@ pub async fn next_ordinal(tx: &mut Tx, series: SeriesId) -> Result<u32, StoreErr
 pub async fn insert(tx: &mut Tx, pack: &PackRow) -> Result<(), StoreError> {
     sqlx::query(
         "INSERT INTO packs (series_id, ordinal, sha256, pack_id, origin_backup, epoch_id, trust_version, size,
-                            meta_sha256, index_len, directory_len, header_len, state, signed_ms, stored_ms)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)",
+                            meta_sha256, index_len, directory_len, header_len, state, signed_ms, stored_ms,
+                            raw_len, locked_until_ms)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)",
     )
     .bind(pack.series.to_string())
     .bind(i64::from(pack.ordinal))
@@ -167,6 +117,8 @@ pub async fn insert(tx: &mut Tx, pack: &PackRow) -> Result<(), StoreError> {
     .bind(pack.state.as_str())
     .bind(pack.signed.0)
     .bind(pack.stored.map(|t| t.0))
+    .bind(as_i64(pack.raw_len))
+    .bind(pack.locked_until.map(|t| t.0))
     .execute(tx)
     .await
     .map_err(failed("add a pack"))?;
@@ -219,14 +171,19 @@ pub async fn signed_again(
     series: SeriesId,
     ordinal: u32,
     at: UnixMillis,
+    locked_until: Option<UnixMillis>,
 ) -> Result<(), StoreError> {
-    sqlx::query("UPDATE packs SET signed_ms = $3 WHERE series_id = $1 AND ordinal = $2")
-        .bind(series.to_string())
-        .bind(i64::from(ordinal))
-        .bind(at.0)
-        .execute(tx)
-        .await
-        .map_err(failed("record a signature"))?;
+    sqlx::query(
+        "UPDATE packs SET signed_ms = $3, locked_until_ms = COALESCE($4, locked_until_ms)
+         WHERE series_id = $1 AND ordinal = $2",
+    )
+    .bind(series.to_string())
+    .bind(i64::from(ordinal))
+    .bind(at.0)
+    .bind(locked_until.map(|t| t.0))
+    .execute(tx)
+    .await
+    .map_err(failed("record a signature"))?;
     Ok(())
 }
 
@@ -259,8 +216,8 @@ pub async fn lost(
     state: PackState,
 ) -> Result<bool, StoreError> {
     let done = sqlx::query(
-        "UPDATE packs SET state = $3 WHERE series_id = $1 AND sha256 = $2 AND state IN ('stored', 'live', 'missing')
-            AND state <> $3",
+        "UPDATE packs SET state = $3 WHERE series_id = $1 AND sha256 = $2 AND state <> $3
+            AND state IN ('stored', 'live', 'retiring', 'doomed', 'missing', 'damaged')",
     )
     .bind(series.to_string())
     .bind(sha256.to_vec())
@@ -268,6 +225,22 @@ pub async fn lost(
     .execute(tx)
     .await
     .map_err(failed("record that a pack is lost"))?;
+    Ok(done.rows_affected() > 0)
+}
+
+/// Records that a missing pack is there again.
+///
+/// # Errors
+/// The database's own.
+pub async fn found(tx: &mut Tx, series: SeriesId, sha256: Sha256) -> Result<bool, StoreError> {
+    let done = sqlx::query(
+        "UPDATE packs SET state = 'live', doomed_ms = NULL WHERE series_id = $1 AND sha256 = $2 AND state = 'missing'",
+    )
+    .bind(series.to_string())
+    .bind(sha256.to_vec())
+    .execute(tx)
+    .await
+    .map_err(failed("record that a pack is found again"))?;
     Ok(done.rows_affected() > 0)
 }
 
@@ -385,35 +358,8 @@ pub async fn of_ordinals(
         .collect())
 }
 
-/// Makes the stored ones among these packs live.
-///
-/// # Errors
-/// The database's own.
-pub async fn make_live(tx: &mut Tx, series: SeriesId, ordinals: &RoaringBitmap) -> Result<(), StoreError> {
-    let stored: Vec<u32> = sqlx::query("SELECT ordinal FROM packs WHERE series_id = $1 AND state = 'stored'")
-        .bind(series.to_string())
-        .try_map(|row: Row| number(&row, "ordinal"))
-        .fetch_all(&mut *tx)
-        .await
-        .map_err(failed("find packs to make live"))?;
-    let stored: RoaringBitmap = stored.into_iter().filter(|ordinal| ordinals.contains(*ordinal)).collect();
-    for (first, last) in ranges(&stored) {
-        sqlx::query(
-            "UPDATE packs SET state = 'live'
-             WHERE series_id = $1 AND ordinal BETWEEN $2 AND $3 AND state = 'stored'",
-        )
-        .bind(series.to_string())
-        .bind(i64::from(first))
-        .bind(i64::from(last))
-        .execute(&mut *tx)
-        .await
-        .map_err(failed("make packs live"))?;
-    }
-    Ok(())
-}
-
 /// Runs of neighbouring numbers, first and last included.
-fn ranges(numbers: &RoaringBitmap) -> Vec<(u32, u32)> {
+pub(super) fn ranges(numbers: &RoaringBitmap) -> Vec<(u32, u32)> {
     let mut ranges: Vec<(u32, u32)> = Vec::new();
     for number in numbers {
         match ranges.last_mut() {
@@ -454,7 +400,18 @@ pub async fn set_listed(tx: &mut Tx, series: SeriesId, at: UnixMillis) -> Result
     Ok(())
 }
 
-/// Hashes and lengths of the packs of a series that must be in the bucket: stored before `before`.
+/// A pack of which a listing must show an object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ExpectedPack {
+    /// Its hash: its name.
+    pub sha256: Sha256,
+    /// Its stored length.
+    pub size: u64,
+    /// It was missing when the series was last listed.
+    pub missing: bool,
+}
+
+/// The packs of a series that must be in the bucket, stored before `before`, and those that are missing from it.
 ///
 /// # Errors
 /// The database's own.
@@ -462,13 +419,17 @@ pub async fn expected(
     tx: &mut Tx,
     series: SeriesId,
     before: UnixMillis,
-) -> Result<Vec<(Sha256, u64)>, StoreError> {
+) -> Result<Vec<ExpectedPack>, StoreError> {
     sqlx::query(
-        "SELECT sha256, size FROM packs WHERE series_id = $1 AND state IN ('stored', 'live') AND stored_ms < $2",
+        "SELECT sha256, size, state FROM packs WHERE series_id = $1 AND stored_ms < $2
+            AND state IN ('stored', 'live', 'retiring', 'doomed', 'missing')",
     )
     .bind(series.to_string())
     .bind(before.0)
-    .try_map(|row: Row| Ok((bytes(&row, "sha256")?, number(&row, "size")?)))
+    .try_map(|row: Row| {
+        let missing = text::<PackState>(&row, "state")? == PackState::Missing;
+        Ok(ExpectedPack { sha256: bytes(&row, "sha256")?, size: number(&row, "size")?, missing })
+    })
     .fetch_all(tx)
     .await
     .map_err(failed("read a series' packs"))
@@ -483,13 +444,5 @@ mod tests {
         let numbers: RoaringBitmap = [0, 1, 2, 5, 7, 8, u32::MAX].into_iter().collect();
         assert_eq!(ranges(&numbers), [(0, 2), (5, 5), (7, 8), (u32::MAX, u32::MAX)]);
         assert_eq!(ranges(&RoaringBitmap::new()), []);
-    }
-
-    #[test]
-    fn states_keep_their_names() {
-        for state in ["signed", "stored", "live", "missing", "damaged"] {
-            assert_eq!(state.parse::<PackState>().unwrap().as_str(), state);
-        }
-        assert!("gone".parse::<PackState>().is_err());
     }
 }

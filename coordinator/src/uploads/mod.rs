@@ -15,7 +15,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::FutureExt as _;
 use sealift_common::format::names::ObjectName;
-use sealift_common::format::pack::{PackProblem, TRAILER_LEN};
+use sealift_common::format::pack::{MAX_RAW, PackProblem, TRAILER_LEN};
 use sealift_common::id::{AgentId, BackupId, PackId, SeriesId, Sha256};
 
 use crate::audit::{AccessError, Action, Details, OpContext, OpError, Operation};
@@ -122,6 +122,8 @@ pub struct NewPack {
     pub pack: PackId,
     /// What its agent says of it; `origin` is the backup it is stored in.
     pub facts: PackFacts,
+    /// Raw bytes in it, as its agent says; 0 where it does not say. Only for judging how much of it is still used.
+    pub raw_len: u64,
 }
 
 /// Signs for packs and looks at what arrived. Cheap to clone.
@@ -185,6 +187,7 @@ impl Uploads {
         if packs::unconfirmed(tx, series, backup.id, sha256).await? >= MAX_AHEAD {
             return Err(UploadError::TooFarAhead);
         }
+        let locked_until = self.objects.lock().map(|lock| now.plus(lock.at_upload()));
         match packs::get(tx, series, sha256).await? {
             None => {
                 let row = PackRow {
@@ -197,11 +200,17 @@ impl Uploads {
                     state: PackState::Signed,
                     signed: now,
                     stored: None,
+                    raw_len: pack.raw_len.min(MAX_RAW),
+                    locked_until,
                 };
                 packs::insert(tx, &row).await?;
             }
-            Some(known) if known.facts == pack.facts && known.pack == pack.pack => {
-                packs::signed_again(tx, series, known.ordinal, now).await?;
+            Some(known)
+                if known.facts == pack.facts
+                    && known.pack == pack.pack
+                    && matches!(known.state, PackState::Signed | PackState::Stored | PackState::Live) =>
+            {
+                packs::signed_again(tx, series, known.ordinal, now, locked_until).await?;
             }
             Some(known) => return Err(UploadError::Taken { sha256, state: known.state }),
         }

@@ -3,7 +3,7 @@
 //! What is found missing or damaged is marked, audited, and never referred to again, so that the next backup stores those
 //! chunks anew. Whether a backup decrypts only holders of a private key can tell: `sealift` does that.
 
-use futures::StreamExt as _;
+use futures::{FutureExt as _, StreamExt as _};
 use sealift_common::format::names::ObjectName;
 use sealift_common::id::{SeriesId, Sha256};
 use tokio::sync::mpsc;
@@ -17,6 +17,7 @@ use crate::objects::signing::MAX_MANIFEST;
 use crate::objects::{ObjectErrorKind, ObjectStore};
 use crate::store::backups::BackupRow;
 use crate::store::packs::{self, PackFacts, PackState};
+use crate::store::retention;
 
 /// Objects read back at the same time.
 const PARALLEL: usize = 4;
@@ -88,9 +89,17 @@ impl Verification {
         ctx.record_alone(Action::BackupVerify, &entity, Outcome::Intended, asked).await?;
 
         let manifest = self.check_manifest(manifest_name(&backup)?).await?;
+        self.backups.record_manifest(ctx, backup.id, manifest.is_some()).await?;
         let mut bad = usize::from(manifest.is_some());
         bad += self.check_packs(ctx, &backup, level, manifest, progress).await?;
 
+        if bad == 0 && level == Level::Hash {
+            let (id, now) = (backup.id, self.core.clock.now());
+            let note = self.core.store.run_tx("record a verification", move |tx, _| {
+                async move { retention::set_verified(tx, id, now).await }.boxed()
+            });
+            note.await?;
+        }
         let outcome = if bad == 0 { Outcome::Done } else { Outcome::Failed };
         ctx.record_alone(Action::BackupVerify, &entity, outcome, Details::none().with("findings", bad))
             .await?;

@@ -5,6 +5,7 @@
 pub mod database;
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -25,7 +26,9 @@ use sealift_coordinator::backups::begin::Begun;
 use sealift_coordinator::backups::prepare::{PrepareAnswer, PrepareHead};
 use sealift_coordinator::core::Core;
 use sealift_coordinator::objects::signing::SignedRequest;
-use sealift_coordinator::objects::{ObjectStore, embedded, probe};
+use sealift_coordinator::objects::{ObjectStore, StorageSettings, embedded, probe};
+use sealift_coordinator::retention::Retention;
+use sealift_coordinator::retention::rules::RetentionRules;
 use sealift_coordinator::runs::state::{AttemptState, RunState};
 use sealift_coordinator::runs::{Attempt, AttemptRef, Runs};
 use sealift_coordinator::store::agents::{AgentRow, AgentState};
@@ -36,7 +39,7 @@ use sealift_coordinator::store::runs::RunRow;
 use sealift_coordinator::store::sources::SourceRow;
 use sealift_coordinator::store::tokens::TokenRow;
 use sealift_coordinator::store::trust::TrustRow;
-use sealift_coordinator::store::{self, Store, StoreError};
+use sealift_coordinator::store::{self, DatabaseUrl, Store, StoreError};
 use sealift_coordinator::uploads::{NewPack, UploadError, Uploads};
 use sealift_coordinator::verification::Verification;
 
@@ -65,12 +68,20 @@ impl World {
 
     /// On this database.
     pub async fn on(database: &Database) -> Self {
+        Self::in_store(database, None).await
+    }
+
+    /// On this database, with the embedded S3 server or another one.
+    pub async fn in_store(database: &Database, settings: Option<StorageSettings>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let random = Random::from_os();
         let clock = Clock::manual(Clock::system().now());
         let lifecycle = Lifecycle::default();
         let any_port = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0);
-        let settings = embedded::start(dir.path(), any_port, &random, &lifecycle).await.unwrap();
+        let settings = match settings {
+            Some(settings) => settings,
+            None => embedded::start(dir.path(), any_port, &random, &lifecycle).await.unwrap(),
+        };
         let objects = ObjectStore::new(settings, clock.clone()).unwrap();
         assert!(probe::run(&objects, &random).await.usable);
         let store = Store::open(&database.url(dir.path())).await.unwrap();
@@ -123,6 +134,53 @@ impl World {
         F: for<'tx> Fn(&'tx mut store::Tx, store::Borrowed<'tx, 'a>) -> BoxFuture<'tx, Result<T, StoreError>>,
     {
         self.core.store.run_tx("a test's set-up", work).await.unwrap()
+    }
+
+    /// What stays, and what may go.
+    pub fn retention(&self) -> Retention {
+        Retention::new(self.core.clone(), self.objects.clone(), self.backups.clone())
+    }
+
+    /// Gives a series rules, as a policy would.
+    pub async fn set_rules(&self, series: SeriesId, rules: &RetentionRules) {
+        self.write(|tx, _| store::retention::set_rules(tx, series, Some(rules)).boxed()).await;
+    }
+
+    /// Of the key that signs trust policies.
+    pub fn root_fingerprint(&self) -> Sha256 {
+        self.root.verifying_key().fingerprint()
+    }
+
+    /// Ends the leases of whatever an agent has left open.
+    pub async fn end_attempts(&self) {
+        let later = self.clock.now().plus(Duration::from_secs(600));
+        self.runs.expire(later, None).await.unwrap();
+    }
+
+    /// A fact of the installation.
+    pub async fn fact(&self, name: &str) -> Option<String> {
+        let mut reader = self.core.store.reader().await.unwrap();
+        store::installation::get(&mut reader, name).await.unwrap()
+    }
+
+    /// Copies the (SQLite) database while it is in use.
+    pub async fn copy_database(&self) -> PathBuf {
+        let copy = self.dir.path().join(format!("copy-{}.db", RunId::generate(&self.core.random)));
+        let sql = format!("VACUUM INTO '{}'", copy.display());
+        let mut reader = self.core.store.reader().await.unwrap();
+        sqlx::query(sqlx::AssertSqlSafe(sql)).execute(&mut *reader).await.unwrap();
+        copy
+    }
+
+    /// Goes on with a copy of the database, as after a restore of its file. What holds on to the old one must be made anew.
+    pub async fn set_database_back(&mut self, copy: &Path) {
+        self.core.store.close().await;
+        let store = Store::open(&DatabaseUrl::file(copy.to_owned())).await.unwrap();
+        self.core = Core::load(store, self.clock.clone(), self.core.random.clone()).await.unwrap();
+        self.runs = Runs::new(self.core.clone(), Default::default(), Duration::from_secs(120));
+        self.backups = Backups::new(self.core.clone(), self.objects.clone(), self.runs.clone());
+        self.uploads = Uploads::new(self.core.clone(), self.objects.clone());
+        self.verification = Verification::new(self.core.clone(), self.objects.clone(), self.backups.clone());
     }
 
     /// Enrols a host with one source.
@@ -359,7 +417,10 @@ impl World {
             header_len: 300,
         };
         let facts = PackFacts { meta, origin: begun.backup.id };
-        TestPack { new: NewPack { pack: PackId::generate(&self.core.random), facts }, bytes: bytes.into() }
+        TestPack {
+            new: NewPack { pack: PackId::generate(&self.core.random), facts, raw_len: 0 },
+            bytes: bytes.into(),
+        }
     }
 
     /// The signed manifest of a begun backup.

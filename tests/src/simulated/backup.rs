@@ -263,6 +263,7 @@ impl Job {
             directory_len: meta.directory_len,
             header_len: meta.header_len,
             pack_id: pack.id().to_vec(),
+            raw_bytes: pack.raw_len(),
         };
         let mut client = self.client(link);
         let due = self.host.world.turn().await;

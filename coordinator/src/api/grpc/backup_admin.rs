@@ -18,7 +18,8 @@ use crate::backups::Backups;
 use crate::backups::query::{BackupQuery, BackupView};
 use crate::backups::restore::MAX_GETS;
 use crate::core::Core;
-use crate::store::backups::Stream as StreamRow;
+use crate::retention::packs::GRACE;
+use crate::store::backups::{Keeping, Stream as StreamRow};
 use crate::verification::{Finding, Level, Progress, Verification};
 
 /// Answers the calls of admins about backups and restores.
@@ -50,6 +51,7 @@ impl v1::backup_admin_server::BackupAdmin for BackupAdminApi {
             selector: text("selector", &asked.selector)?,
             since: UnixMillis(asked.since_ms),
             before: time_cursor(&after)?,
+            expired: asked.deleted,
             limit,
         };
         let (found, next) = self.backups.list(&ctx, &query).await?;
@@ -150,6 +152,27 @@ fn progress_to_wire(progress: Progress) -> v1::VerifyProgress {
     }
 }
 
+fn keeping_to_wire(keeping: &Keeping) -> v1::BackupKeeping {
+    let mut wire = v1::BackupKeeping {
+        lost_packs: keeping.lost_packs,
+        manifest_lost: keeping.manifest_lost,
+        verified_ms: keeping.verified.unwrap_or_default().0,
+        ..v1::BackupKeeping::default()
+    };
+    if let Some(held) = &keeping.held {
+        wire.held_ms = held.at.0;
+        wire.held_by = held.by.clone();
+        wire.held_reason = held.reason.clone();
+    }
+    if let Some(expired) = &keeping.expired {
+        wire.expired_ms = expired.at.0;
+        wire.expired_by = expired.by.clone();
+        wire.expired_reason = expired.reason.clone();
+        wire.undelete_until_ms = expired.at.plus(GRACE).0;
+    }
+    wire
+}
+
 /// A backup as admins see it.
 pub fn backup_to_wire(view: BackupView) -> v1::BackupInfo {
     let backup = view.backup;
@@ -162,7 +185,11 @@ pub fn backup_to_wire(view: BackupView) -> v1::BackupInfo {
         kind: backup.kind,
         series_id: backup.series.to_string(),
         sequence: backup.sequence,
-        state: backup.state.to_string(),
+        state: match backup.keeping.held {
+            Some(_) => "held".to_owned(),
+            None => backup.state.to_string(),
+        },
+        keeping: Some(keeping_to_wire(&backup.keeping)),
         created_ms: backup.created.0,
         committed_ms: committed.0,
         run_id: backup.run.to_string(),

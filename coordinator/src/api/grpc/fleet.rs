@@ -12,12 +12,13 @@ use crate::audit::Action;
 use crate::core::Core;
 use crate::identity::Identities;
 use crate::objects::ObjectStore;
+use crate::retention::generation;
 use crate::runs::state::RunState;
 use crate::sessions::SessionService;
 use crate::store::audit::{self, EventFilter, EventRow};
 use crate::store::fleet::{self, FleetCounts};
 use crate::store::runs::{self, RunFilter};
-use crate::store::{Tx, agents, unknown_heads};
+use crate::store::{StoreError, Tx, agents, retention, unknown_heads};
 
 /// Failures that the overview shows.
 const RECENT_FAILURES: u32 = 10;
@@ -114,6 +115,32 @@ fn warnings(
     out
 }
 
+/// What retention and presence have found.
+async fn troubles(tx: &mut Tx) -> Result<Vec<String>, StoreError> {
+    let (damaged, halted) = retention::troubles(tx).await?;
+    let mut out = Vec::new();
+    if damaged > 0 {
+        out.push(format!(
+            "{damaged} backups cannot be restored whole, because objects of theirs are missing or damaged: `sealift backup \
+             list` shows them; the next backup of each source heals what it can"
+        ));
+    }
+    if generation::differs(tx).await? {
+        out.push(
+            "the database is older than what was last deleted from the bucket: nothing is deleted until \
+             `sealift-coordinator recover`"
+                .to_owned(),
+        );
+    }
+    if halted > 0 {
+        out.push(format!(
+            "nothing is deleted in {halted} series, because their manifests in the bucket are not those that the database \
+             knows: `sealift retention plan` says which"
+        ));
+    }
+    Ok(out)
+}
+
 fn event_to_wire(event: EventRow) -> v1::AuditEvent {
     v1::AuditEvent {
         id: event.id.to_string(),
@@ -145,6 +172,8 @@ impl FleetAdmin for FleetApi {
             .map(|recipient| (recipient.recipient.fingerprint(), ()))
             .collect();
         let storage = self.storage();
+        let mut warnings = warnings(&counts, unknown_heads, trust_version, &storage);
+        warnings.extend(troubles(&mut conn).await?);
         Ok(Response::new(v1::StatusReply {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             agents: counts.agents,
@@ -159,7 +188,7 @@ impl FleetAdmin for FleetApi {
             runs_active: counts.runs_active,
             trust_version,
             recipients: u32::try_from(recipients.len()).unwrap_or(u32::MAX),
-            warnings: warnings(&counts, unknown_heads, trust_version, &storage),
+            warnings,
             storage: Some(storage),
             state: "serving".to_owned(),
         }))
