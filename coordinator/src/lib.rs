@@ -13,6 +13,7 @@
 //! | [`objects`] | the object store: signed requests, the embedded server, the probe |
 //! | [`uploads`] | packs on their way from an agent to the bucket |
 //! | [`backups`] | from Begin to Commit; restores |
+//! | [`retention`] | which backups stay, and what may be deleted from the bucket |
 //! | [`verification`] | is what was stored still there, and still what it was |
 //! | [`runtime`] | what goes on in the background, here and on the one coordinator that leads |
 //! | [`store`] | the database |
@@ -27,6 +28,7 @@ pub mod config;
 pub mod core;
 pub mod identity;
 pub mod objects;
+pub mod retention;
 pub mod runs;
 pub mod runtime;
 pub mod sessions;

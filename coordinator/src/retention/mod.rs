@@ -1,0 +1,3 @@
+//! Which backups stay and why, and what may be deleted from the bucket.
+
+pub mod rules;
