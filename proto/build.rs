@@ -7,6 +7,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "sealift/v1/session.proto",
         "sealift/v1/backup.proto",
         "sealift/v1/admin.proto",
+        "sealift/v1/policy.proto",
     ];
     let descriptors = protox::compile(files, ["."])?;
     tonic_prost_build::configure()

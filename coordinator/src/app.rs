@@ -28,6 +28,7 @@ use crate::api::grpc::backup::BackupApi;
 use crate::api::grpc::backup_admin::BackupAdminApi;
 use crate::api::grpc::enrollment::EnrollmentApi;
 use crate::api::grpc::fleet::FleetApi;
+use crate::api::grpc::policies::PolicyApi;
 use crate::api::grpc::runs::RunApi;
 use crate::api::grpc::session::SessionApi;
 use crate::api::grpc::tokens::TokenApi;
@@ -43,8 +44,10 @@ use crate::identity::admins::{self, AdminFilesError};
 use crate::identity::ca::{Ca, CaError, SERVER_LIFE};
 use crate::objects::http::InvalidTls;
 use crate::objects::{ObjectError, ObjectErrorKind, ObjectStore, Put, monitor};
-use crate::runs::{Runs, dispatch};
+use crate::policy::Policies;
+use crate::runs::{Runs, dispatch, storage};
 use crate::runtime::{Every, Runtime};
+use crate::scheduler::{self, Scheduler};
 use crate::sessions::checks::Checks;
 use crate::sessions::{Closed, Command, SessionService, Sessions};
 use crate::store::{Store, StoreError};
@@ -100,6 +103,10 @@ pub struct Coordinator {
     pub objects: ObjectStore,
     /// Runs and attempts.
     pub runs: Runs,
+    /// Policies and pauses.
+    pub policies: Policies,
+    /// Runs out of policies.
+    pub scheduler: Scheduler,
     /// Backups and restores.
     pub backups: Backups,
     /// Who is connected.
@@ -174,10 +181,13 @@ impl Coordinator {
         let identities =
             Identities::new(core.clone(), ca.clone(), objects.clone(), settings.identity.clone());
         let registry = Arc::new(Sessions::default());
-        let runs = Runs::new(core.clone(), registry.clone(), settings.sessions.lease());
+        let runs = Runs::new(core.clone(), registry.clone(), settings.sessions.lease())
+            .at_most(settings.scheduler.concurrent);
+        let policies = Policies::new(core.clone());
+        let scheduler = Scheduler::new(core.clone(), runs.clone(), policies.clone());
         let sessions = SessionService::new(core.clone(), runs.clone(), registry, settings.sessions);
         let backups = Backups::new(core.clone(), objects.clone(), runs.clone());
-        Ok(Self { core, identities, objects, runs, backups, sessions, ca, settings })
+        Ok(Self { core, identities, objects, runs, policies, scheduler, backups, sessions, ca, settings })
     }
 
     /// The CA.
@@ -245,6 +255,11 @@ impl Coordinator {
             let runs = runs.clone();
             async move { runs.keep_leases().await }
         });
+        let (runs, objects) = (self.runs.clone(), self.objects.clone());
+        runtime.everywhere(Every::new("follow the storage probe", storage::INTERVAL), move || {
+            let (runs, objects) = (runs.clone(), objects.clone());
+            async move { runs.look_at_storage(&objects).await }
+        });
         runtime.everywhere(Every::new("forget idle callers", TIDY), move || {
             limits.forget_idle();
             std::future::ready(Ok::<_, Infallible>(()))
@@ -255,6 +270,7 @@ impl Coordinator {
             let runs = runs.clone();
             async move { runs.expire_as(&leader).await }
         });
+        self.follow_schedules(runtime);
         let backups = self.backups.clone();
         runtime.on_leader(Every::new("resolve backups", resolve::INTERVAL), move |_| {
             let backups = backups.clone();
@@ -279,6 +295,26 @@ impl Coordinator {
         });
     }
 
+    /// From policies to runs: one job for the whole installation.
+    fn follow_schedules(&self, runtime: &Runtime) {
+        let scheduler = self.scheduler.clone();
+        let every = Every::new("put policies in force", scheduler::ASSIGN_EVERY).or_when(self.policies.wake());
+        runtime.on_leader(every, move |leader| {
+            let scheduler = scheduler.clone();
+            async move { scheduler.assign_once(Some(&leader)).await.map(drop) }
+        });
+        let scheduler = self.scheduler.clone();
+        runtime.on_leader(Every::new("follow schedules", scheduler::INTERVAL), move |leader| {
+            let scheduler = scheduler.clone();
+            async move { scheduler.run_once(&leader).await.map(drop) }
+        });
+        let scheduler = self.scheduler.clone();
+        runtime.on_leader(Every::new("measure promises", scheduler::PROMISES_EVERY), move |leader| {
+            let scheduler = scheduler.clone();
+            async move { scheduler.measure_promises(&leader).await }
+        });
+    }
+
     fn router(&self, limits: Limits, stop: CancellationToken) -> tonic::transport::server::Router {
         let gate = Gate::new(self.core.clone(), self.identities.clone(), limits);
         let checks = Arc::new(Checks::default());
@@ -297,6 +333,7 @@ impl Coordinator {
             identities: identities.clone(),
             sessions: sessions.clone(),
             checks,
+            policies: self.policies.clone(),
         };
         let trust = TrustApi { gate: gate.clone(), identities: identities.clone() };
         let runs = RunApi { gate: gate.clone(), core: core.clone(), runs: self.runs.clone(), stop };
@@ -313,12 +350,18 @@ impl Coordinator {
             backups: self.backups.clone(),
             verification: Verification::new(core.clone(), self.objects.clone(), self.backups.clone()),
         };
+        let policies = PolicyApi {
+            gate: gate.clone(),
+            policies: self.policies.clone(),
+            scheduler: self.scheduler.clone(),
+        };
         let fleet = FleetApi {
             gate,
             core: core.clone(),
             identities: identities.clone(),
             objects: self.objects.clone(),
             sessions: sessions.clone(),
+            runs: self.runs.clone(),
         };
         let (_, health) = tonic_health::server::health_reporter();
         Server::builder()
@@ -349,6 +392,10 @@ impl Coordinator {
             )
             .add_service(
                 v1::run_admin_server::RunAdminServer::new(runs).max_decoding_message_size(MAX_REQUEST),
+            )
+            .add_service(
+                v1::policy_admin_server::PolicyAdminServer::new(policies)
+                    .max_decoding_message_size(MAX_REQUEST),
             )
             .add_service(
                 v1::fleet_admin_server::FleetAdminServer::new(fleet).max_decoding_message_size(MAX_REQUEST),

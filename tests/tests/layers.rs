@@ -14,7 +14,17 @@ struct Rule {
 
 const RULES: &[Rule] = &[
     Rule {
-        where_: &["coordinator/src/runs/state.rs"],
+        where_: &[
+            "coordinator/src/runs/state.rs",
+            "coordinator/src/policy/delay.rs",
+            "coordinator/src/policy/document.rs",
+            "coordinator/src/policy/guards.rs",
+            "coordinator/src/policy/promise.rs",
+            "coordinator/src/policy/resolve.rs",
+            "coordinator/src/policy/uplink.rs",
+            "coordinator/src/scheduler/next_run.rs",
+            "coordinator/src/scheduler/plan.rs",
+        ],
         never: &["tokio", "sqlx", "crate::store", "crate::objects", "std::fs", "std::net", "async fn"],
         why: "states and plans are pure",
     },
@@ -29,7 +39,13 @@ const RULES: &[Rule] = &[
         why: "the object store knows neither the wire nor the database",
     },
     Rule {
-        where_: &["coordinator/src/audit", "coordinator/src/runs", "coordinator/src/identity"],
+        where_: &[
+            "coordinator/src/audit",
+            "coordinator/src/runs",
+            "coordinator/src/identity",
+            "coordinator/src/policy",
+            "coordinator/src/scheduler",
+        ],
         never: &["crate::api", "sqlx::"],
         why: "api depends on domain modules, never the other way; SQL lives in store/",
     },

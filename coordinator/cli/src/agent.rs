@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use clap::{Args, Subcommand};
 use sealift_common::clock::UnixMillis;
-use sealift_common::name::{Name, Selector, parse_label};
+use sealift_common::name::{Name, parse_label};
+use sealift_common::selector::Selector;
 use sealift_proto::v1;
 use serde::Serialize;
 

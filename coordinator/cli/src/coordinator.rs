@@ -5,6 +5,7 @@ use sealift_proto::v1;
 use sealift_proto::v1::agent_admin_client::AgentAdminClient;
 use sealift_proto::v1::backup_admin_client::BackupAdminClient;
 use sealift_proto::v1::fleet_admin_client::FleetAdminClient;
+use sealift_proto::v1::policy_admin_client::PolicyAdminClient;
 use sealift_proto::v1::run_admin_client::RunAdminClient;
 use sealift_proto::v1::token_admin_client::TokenAdminClient;
 use sealift_proto::v1::trust_admin_client::TrustAdminClient;
@@ -116,6 +117,8 @@ impl Coordinator {
         agents: AgentAdminClient;
         /// The trust policy.
         trust: TrustAdminClient;
+        /// Policies and pauses.
+        policies: PolicyAdminClient;
         /// Runs.
         runs: RunAdminClient;
         /// Backups, their verification, and what a restore needs.

@@ -16,6 +16,8 @@ mod coordinator;
 mod error;
 mod identity;
 mod keys;
+mod pause;
+mod policy;
 mod progress;
 mod restore;
 mod run;

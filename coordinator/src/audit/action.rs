@@ -55,10 +55,15 @@ actions! {
         RunStart = "run.start", RunList = "run.list", RunShow = "run.show", RunCancel = "run.cancel",
         BackupList = "backup.list", BackupShow = "backup.show", BackupVerify = "backup.verify",
         RestoreOpen = "restore.open", RestoreSign = "restore.sign", RestoreClose = "restore.close",
+        PolicyApply = "policy.apply", PolicyPreview = "policy.preview", PolicyList = "policy.list",
+        PolicyShow = "policy.show", PolicyRollback = "policy.rollback", PolicyDelete = "policy.delete",
+        SchedulePause = "schedule.pause", ScheduleResume = "schedule.resume", ScheduleShow = "schedule.show",
         FleetStatus = "fleet.status", AuditList = "audit.list",
     }
     Coordinator {
         AdminIssue = "admin.issue", CallRefuse = "call.refuse", StorageProbe = "storage.probe", AttemptLose = "attempt.lose",
+        DispatchPause = "dispatch.pause", DispatchResume = "dispatch.resume",
+        PromiseBreak = "promise.break", PromiseKeep = "promise.keep",
         RunFinish = "run.finish", BackupResolve = "backup.resolve",
     }
 }

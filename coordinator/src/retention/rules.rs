@@ -89,7 +89,8 @@ impl RetentionRules {
         if self.is_empty() {
             return false;
         }
-        before.is_empty() || self.fields().into_iter().zip(before.fields()).any(|((_, now), (_, was))| now < was)
+        before.is_empty()
+            || self.fields().into_iter().zip(before.fields()).any(|((_, now), (_, was))| now < was)
     }
 }
 

@@ -6,6 +6,7 @@ mod access;
 mod enrolment;
 mod harness;
 mod runs;
+mod schedules;
 mod sessions;
 #[path = "../support"]
 mod support {

@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use crate::config::values::{AbsolutePath, ByteSize};
+use crate::config::values::AbsolutePath;
 
 /// The spool's place and size.
 #[derive(Debug, Clone, Deserialize)]

@@ -8,6 +8,7 @@ pub mod agents;
 pub mod backup;
 pub mod backup_admin;
 pub mod fleet;
+pub mod policies;
 pub mod runs;
 pub mod tokens;
 pub mod trust;
