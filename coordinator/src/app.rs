@@ -184,7 +184,7 @@ impl Coordinator {
         let runs = Runs::new(core.clone(), registry.clone(), settings.sessions.lease())
             .at_most(settings.scheduler.concurrent);
         let policies = Policies::new(core.clone());
-        let scheduler = Scheduler::new(core.clone(), runs.clone(), policies.clone());
+        let scheduler = Scheduler::new(core.clone(), runs.clone());
         let sessions = SessionService::new(core.clone(), runs.clone(), registry, settings.sessions);
         let backups = Backups::new(core.clone(), objects.clone(), runs.clone());
         Ok(Self { core, identities, objects, runs, policies, scheduler, backups, sessions, ca, settings })
@@ -298,7 +298,8 @@ impl Coordinator {
     /// From policies to runs: one job for the whole installation.
     fn follow_schedules(&self, runtime: &Runtime) {
         let scheduler = self.scheduler.clone();
-        let every = Every::new("put policies in force", scheduler::ASSIGN_EVERY).or_when(self.policies.wake());
+        let every =
+            Every::new("put policies in force", scheduler::ASSIGN_EVERY).or_when(self.policies.wake());
         runtime.on_leader(every, move |leader| {
             let scheduler = scheduler.clone();
             async move { scheduler.assign_once(Some(&leader)).await.map(drop) }

@@ -37,7 +37,10 @@ impl Runs {
             tracing::info!("the object store can be used again: backups are started");
             (Action::DispatchResume, Details::none())
         };
-        let said = said.with("before", !held).with("after", held).with("coordinator", self.core.instance.to_string());
+        let said = said
+            .with("before", !held)
+            .with("after", held)
+            .with("coordinator", self.core.instance.to_string());
         OpContext::coordinator(&self.core).record_alone(action, &"dispatch", Outcome::Done, said).await?;
         self.held.store(held, Ordering::Relaxed);
         self.wake();

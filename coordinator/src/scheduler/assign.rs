@@ -79,7 +79,12 @@ impl Scheduler {
         Ok(found)
     }
 
-    async fn write(&self, leader: Option<&Leader>, news: &[(FleetRow, News)], now: UnixMillis) -> Result<(), PolicyError> {
+    async fn write(
+        &self,
+        leader: Option<&Leader>,
+        news: &[(FleetRow, News)],
+        now: UnixMillis,
+    ) -> Result<(), PolicyError> {
         let ctx = &OpContext::coordinator(&self.core);
         self.core
             .store

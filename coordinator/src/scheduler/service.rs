@@ -16,9 +16,9 @@ use super::plan::{Circumstances, Decision, Planned, Return, SkipReason, decide, 
 use crate::audit::{Action, Details, OpContext, Outcome};
 use crate::core::Core;
 use crate::policy::document::{AtWindowEnd, Policy};
-use crate::policy::{Policies, PolicyError, service};
-use crate::runs::state::{RunEvent, RunState};
+use crate::policy::{PolicyError, service};
 use crate::runs::service::site_of;
+use crate::runs::state::{RunEvent, RunState};
 use crate::runs::{RunError, Runs};
 use crate::runtime::Leader;
 use crate::store::pauses::{self, PauseRow};
@@ -57,7 +57,6 @@ pub struct Status {
 pub struct Scheduler {
     pub(super) core: Core,
     runs: Runs,
-    policies: Policies,
 }
 
 /// Policies by version, parsed once a look.
@@ -78,8 +77,8 @@ impl Documents {
 
 impl Scheduler {
     /// A scheduler of the installation of `core`.
-    pub fn new(core: Core, runs: Runs, policies: Policies) -> Self {
-        Self { core, runs, policies }
+    pub fn new(core: Core, runs: Runs) -> Self {
+        Self { core, runs }
     }
 
     /// One look at everything that may have come due, by the leader.

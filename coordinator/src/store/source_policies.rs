@@ -6,7 +6,7 @@ use sealift_common::name::{Labels, Name};
 use sqlx::Row as _;
 
 use super::agents::AgentState;
-use super::{Row, StoreError, Tx, failed, json, number, optional_text, text, time, to_json};
+use super::{Row, StoreError, Tx, failed, json, locking, number, optional_text, text, time, to_json};
 use crate::retention::rules::RetentionRules;
 
 /// An instant that was missed by a host that has not been heard of since.
@@ -126,7 +126,7 @@ pub async fn get(tx: &mut Tx, series: SeriesId) -> Result<Option<SourcePolicyRow
 /// # Errors
 /// The database's own.
 pub async fn lock(tx: &mut Tx, series: SeriesId) -> Result<Option<SourcePolicyRow>, StoreError> {
-    sqlx::query("UPDATE source_policies SET series_id = $1 WHERE series_id = $1 RETURNING *")
+    sqlx::query(locking(tx, "SELECT * FROM source_policies WHERE series_id = $1"))
         .bind(series.to_string())
         .try_map(|row: Row| decode(&row))
         .fetch_optional(tx)
