@@ -92,7 +92,7 @@ pub fn resolve<'a>(policies: &'a [Standing], subject: &Subject<'_>) -> (Option<C
             Some((rank, Choice { standing, version, canary }))
         })
         .collect();
-    found.sort_by(|(a, _), (b, _)| a.cmp(b));
+    found.sort_by_key(|(rank, _)| *rank);
     let mut choices = found.into_iter().map(|(_, choice)| choice);
     let winner = choices.next();
     (winner, choices.map(|choice| &choice.standing.name).collect())

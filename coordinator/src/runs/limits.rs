@@ -47,7 +47,9 @@ impl OfferLimits {
 
 /// Policies by version, parsed once. Cheap to clone.
 #[derive(Debug, Clone, Default)]
-pub struct Documents(Arc<Mutex<HashMap<(PolicyId, u32), Arc<Policy>>>>);
+pub struct Documents(Arc<Mutex<ByVersion>>);
+
+type ByVersion = HashMap<(PolicyId, u32), Arc<Policy>>;
 
 impl Documents {
     /// That version.

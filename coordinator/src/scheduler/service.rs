@@ -59,6 +59,9 @@ pub struct Scheduler {
     runs: Runs,
 }
 
+/// A source with its policy, and what has come due.
+type Work = (WaitingRow, Option<Arc<Policy>>, Option<Due>);
+
 /// Policies by version, parsed once a look.
 #[derive(Default)]
 struct Documents(HashMap<(PolicyId, u32), Option<Arc<Policy>>>);
@@ -107,7 +110,7 @@ impl Scheduler {
             if due.is_empty() {
                 return Ok((planned, others));
             }
-            let mut work = Vec::new();
+            let mut work: Vec<Work> = Vec::new();
             let mut documents = Documents::default();
             {
                 let mut conn = self.core.store.reader().await?;
@@ -132,7 +135,7 @@ impl Scheduler {
     async fn write_due(
         &self,
         leader: &Leader,
-        work: &[(WaitingRow, Option<Arc<Policy>>, Option<Due>)],
+        work: &[Work],
         now: UnixMillis,
     ) -> Result<(usize, usize), PolicyError> {
         self.core

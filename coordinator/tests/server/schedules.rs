@@ -11,6 +11,7 @@ use sealift_proto::v1::policy_admin_client::PolicyAdminClient;
 use sealift_proto::v1::run_admin_client::RunAdminClient;
 
 use crate::harness::{HostSession, PATIENCE, Server};
+use crate::support::database::{Database, on_both_databases};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -60,7 +61,7 @@ async fn next_due(server: &Server) -> UnixMillis {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    tokio::time::timeout(PATIENCE, look).await.expect("a source has a schedule")
+    tokio::time::timeout(PATIENCE, look).await.unwrap_or_else(|_| panic!("no source has a schedule"))
 }
 
 /// Moves the clock to `moment`.
@@ -82,10 +83,9 @@ async fn reject(session: &HostSession, offer: v1::Offer) {
     session.tell(FromAgent::OfferReply(reply)).await;
 }
 
-#[tokio::test]
-async fn an_absence_leaves_one_row_and_one_run_makes_up_for_it() {
+async fn an_absence_leaves_one_row_and_one_run_makes_up_for_it(on: Database) {
     let dir = tempfile::tempdir().unwrap();
-    let server = Server::start(dir.path()).await;
+    let server = Server::start_on(&on, dir.path()).await;
     server.set_trust().await.unwrap();
     let host = server.enrolled("store-1").await;
     drop(host.connect(&server, &["db"]).await);
@@ -128,10 +128,9 @@ async fn an_absence_leaves_one_row_and_one_run_makes_up_for_it() {
     server.stop().await;
 }
 
-#[tokio::test]
-async fn a_run_that_has_not_ended_serves_for_the_schedule_too() {
+async fn a_run_that_has_not_ended_serves_for_the_schedule_too(on: Database) {
     let dir = tempfile::tempdir().unwrap();
-    let server = Server::start(dir.path()).await;
+    let server = Server::start_on(&on, dir.path()).await;
     let host = server.enrolled("store-1").await;
     drop(host.connect(&server, &["db"]).await);
     let hourly =
@@ -144,6 +143,7 @@ async fn a_run_that_has_not_ended_serves_for_the_schedule_too() {
     assert_eq!((all[0].state.as_str(), all[0].error.as_str()), ("skipped", "there is no trust policy"));
 
     server.set_trust().await.unwrap();
+    server.clock.advance(MINUTE);
     let mut admin = RunAdminClient::new(server.admin());
     let request = v1::StartRunsRequest { source: "store-1/db".into(), ..Default::default() };
     let asked = admin.start_runs(request).await.unwrap().into_inner().runs.remove(0);
@@ -155,10 +155,9 @@ async fn a_run_that_has_not_ended_serves_for_the_schedule_too() {
     server.stop().await;
 }
 
-#[tokio::test]
-async fn one_run_at_a_time_in_each_site_and_within_the_policys_limits() {
+async fn one_run_at_a_time_in_each_site_and_within_the_policys_limits(on: Database) {
     let dir = tempfile::tempdir().unwrap();
-    let server = Server::start(dir.path()).await;
+    let server = Server::start_on(&on, dir.path()).await;
     server.set_trust().await.unwrap();
     let (a, b, c) = (
         server.enrolled("till-1").await,
@@ -213,10 +212,9 @@ async fn one_run_at_a_time_in_each_site_and_within_the_policys_limits() {
     server.stop().await;
 }
 
-#[tokio::test]
-async fn a_run_that_waits_goes_by_the_policy_in_force() {
+async fn a_run_that_waits_goes_by_the_policy_in_force(on: Database) {
     let dir = tempfile::tempdir().unwrap();
-    let server = Server::start(dir.path()).await;
+    let server = Server::start_on(&on, dir.path()).await;
     server.set_trust().await.unwrap();
     let host = server.enrolled("store-1").await;
     drop(host.connect(&server, &["db"]).await);
@@ -249,7 +247,7 @@ async fn a_run_that_waits_goes_by_the_policy_in_force() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    tokio::time::timeout(PATIENCE, broken).await.expect("a broken promise is recorded");
+    tokio::time::timeout(PATIENCE, broken).await.unwrap_or_else(|_| panic!("no broken promise is recorded"));
     assert_eq!(sources(&server).await[0].rpo, "overdue");
     let mut fleet = v1::fleet_admin_client::FleetAdminClient::new(server.admin());
     let status = fleet.status(v1::StatusRequest {}).await.unwrap().into_inner();
@@ -258,3 +256,10 @@ async fn a_run_that_waits_goes_by_the_policy_in_force() {
     assert_eq!(server.audit("promise.break").await.len(), 1);
     server.stop().await;
 }
+
+on_both_databases!(
+    an_absence_leaves_one_row_and_one_run_makes_up_for_it,
+    a_run_that_has_not_ended_serves_for_the_schedule_too,
+    one_run_at_a_time_in_each_site_and_within_the_policys_limits,
+    a_run_that_waits_goes_by_the_policy_in_force,
+);

@@ -1,5 +1,6 @@
 //! `[spool]`: where sealed packs wait while the store is slow or away.
 
+use sealift_common::quantity::ByteSize;
 use serde::Deserialize;
 
 use crate::config::values::AbsolutePath;
