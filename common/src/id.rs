@@ -150,6 +150,10 @@ ids! {
     PackId = "pack";
     /// One permission to restore, which keeps the packs it names from being deleted.
     LeaseId = "lease";
+    /// One policy, whatever it is called.
+    PolicyId = "policy";
+    /// One pause of the schedules of part of the fleet.
+    PauseId = "pause";
     /// One request, as audit and logs name it.
     RequestId = "request";
     /// One audit event.

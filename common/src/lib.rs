@@ -3,7 +3,9 @@
 //! | module | what it is for |
 //! |---|---|
 //! | [`id`] | one id type per noun, and where their randomness comes from |
-//! | [`name`] | names, labels and selectors of agents and sources, parsed at the edge |
+//! | [`name`] | names and labels of agents and sources, parsed at the edge |
+//! | [`selector`] | what selects agents by labels and sources by name or kind |
+//! | [`quantity`] | sizes and lengths of time as people write them |
 //! | [`clock`] | time as an argument |
 //! | [`secret`] | values that must not be printed |
 //! | [`lifecycle`] | soft and hard stop, signals, readiness |
@@ -21,7 +23,9 @@ pub mod id;
 pub mod lifecycle;
 pub mod name;
 pub mod proxy;
+pub mod quantity;
 pub mod restore;
 pub mod secret;
+pub mod selector;
 pub mod telemetry;
 pub mod tls;

@@ -1,4 +1,5 @@
-//! Names, labels and selectors, parsed once at the edge: whatever holds one of these types is known to be well-formed.
+//! Names and labels, parsed once at the edge: whatever holds one of these types is known to be well-formed. What selects
+//! by them is in [`crate::selector`].
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -13,7 +14,7 @@ pub const MAX_LABEL_VALUE: usize = 128;
 /// Most labels an agent may carry.
 pub const MAX_LABELS: usize = 64;
 
-/// A text that is not a name, a label or a selector; says which rule it broke.
+/// A text that is not a name or a label; says which rule it broke.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidName {
     /// Not a [`Name`].
@@ -29,14 +30,6 @@ pub enum InvalidName {
     /// Not a source reference.
     #[error("{0:?} is not AGENT/SOURCE")]
     SourceRef(String),
-    /// Not a selector.
-    #[error("selector {text:?}: {problem}; write terms like role=pos,region in (eu,uk),!legacy")]
-    Selector {
-        /// What was given.
-        text: String,
-        /// What is wrong with it.
-        problem: String,
-    },
 }
 
 /// Cuts what goes into an error message, so that a hostile name cannot flood a log.
@@ -152,7 +145,12 @@ pub fn parse_label(text: &str) -> Result<(String, String), InvalidName> {
 fn label_fits(key: &str, value: &str) -> bool {
     key.parse::<Name>().is_ok()
         && (1..=MAX_LABEL_VALUE).contains(&value.len())
-        && value.bytes().all(|c| c.is_ascii_alphanumeric() || b"._-/:".contains(&c))
+        && value.bytes().all(in_label_value)
+}
+
+/// Whether a label's value may hold this byte.
+pub(crate) const fn in_label_value(c: u8) -> bool {
+    c.is_ascii_alphanumeric() || matches!(c, b'.' | b'_' | b'-' | b'/' | b':')
 }
 
 impl TryFrom<BTreeMap<String, String>> for Labels {
@@ -174,105 +172,9 @@ impl From<Labels> for BTreeMap<String, String> {
     }
 }
 
-/// A label expression: terms joined by commas, all of which must hold. The empty selector matches everything.
-///
-/// Terms: `key=value`, `key!=value` (also where the key is absent), `key in (a,b)`, `key notin (a,b)`, `key` (present),
-/// `!key` (absent): the grammar that Kubernetes' users know.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Selector(Vec<Term>);
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Term {
-    In(String, Vec<String>),
-    NotIn(String, Vec<String>),
-    Present(String),
-    Absent(String),
-}
-
-impl Selector {
-    /// Whether `labels` satisfy every term.
-    pub fn matches(&self, labels: &Labels) -> bool {
-        self.0.iter().all(|term| match term {
-            Term::In(key, values) => labels.get(key).is_some_and(|v| values.iter().any(|w| w == v)),
-            Term::NotIn(key, values) => labels.get(key).is_none_or(|v| values.iter().all(|w| w != v)),
-            Term::Present(key) => labels.get(key).is_some(),
-            Term::Absent(key) => labels.get(key).is_none(),
-        })
-    }
-
-    /// Whether this is the selector that matches everything.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-}
-
-impl FromStr for Selector {
-    type Err = InvalidName;
-    fn from_str(text: &str) -> Result<Self, InvalidName> {
-        let bad = |problem: String| InvalidName::Selector { text: shown(text), problem };
-        split_terms(text).iter().map(|term| parse_term(term).map_err(bad)).collect::<Result<_, _>>().map(Self)
-    }
-}
-
-/// Splits at commas outside of parentheses.
-fn split_terms(text: &str) -> Vec<&str> {
-    let (mut depth, mut start, mut terms) = (0usize, 0, Vec::new());
-    for (at, c) in text.char_indices() {
-        match c {
-            '(' => depth += 1,
-            ')' => depth = depth.saturating_sub(1),
-            ',' if depth == 0 => {
-                terms.push(&text[start..at]);
-                start = at + 1;
-            }
-            _ => {}
-        }
-    }
-    terms.push(&text[start..]);
-    if terms.iter().all(|t| t.trim().is_empty()) { Vec::new() } else { terms }
-}
-
-fn parse_term(term: &str) -> Result<Term, String> {
-    let term = term.trim();
-    let key = |text: &str| {
-        text.trim()
-            .parse::<Name>()
-            .map(String::from)
-            .map_err(|_| format!("{:?} is not a label's key", shown(text)))
-    };
-    if let Some(rest) = term.strip_prefix('!') {
-        return Ok(Term::Absent(key(rest)?));
-    }
-    if let Some((k, v)) = term.split_once("!=") {
-        return Ok(Term::NotIn(key(k)?, vec![v.trim().to_owned()]));
-    }
-    if let Some((k, v)) = term.split_once('=') {
-        return Ok(Term::In(key(k)?, vec![v.trim_start_matches('=').trim().to_owned()]));
-    }
-    let Some((k, rest)) = term.split_once(char::is_whitespace) else { return Ok(Term::Present(key(term)?)) };
-    let set = |rest: &str| -> Result<Vec<String>, String> {
-        let inner = rest.trim().strip_prefix('(').and_then(|r| r.strip_suffix(')'));
-        let inner = inner.ok_or_else(|| format!("expected (a,b,…) after {:?}", shown(term)))?;
-        Ok(inner.split(',').map(|v| v.trim().to_owned()).collect())
-    };
-    let rest = rest.trim_start();
-    if let Some(values) = rest.strip_prefix("notin") {
-        Ok(Term::NotIn(key(k)?, set(values)?))
-    } else if let Some(values) = rest.strip_prefix("in") {
-        Ok(Term::In(key(k)?, set(values)?))
-    } else {
-        Err(format!("cannot read the term {:?}", shown(term)))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn labels(pairs: &[(&str, &str)]) -> Labels {
-        let map: BTreeMap<_, _> = pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-        Labels::try_from(map).unwrap()
-    }
 
     #[test]
     fn names_follow_the_rule() {
@@ -281,22 +183,6 @@ mod tests {
         }
         for bad in ["", "-a", ".a", "A", "a/b", "a b", "ü", "..", &"x".repeat(64)] {
             assert!(bad.parse::<Name>().is_err(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn selectors_match_as_their_users_expect() {
-        let pos = labels(&[("role", "pos"), ("region", "eu")]);
-        for yes in
-            ["", "role=pos", "role=pos,region in (eu,uk)", "region notin (us)", "role", "!legacy", "x!=1"]
-        {
-            assert!(yes.parse::<Selector>().unwrap().matches(&pos), "{yes}");
-        }
-        for no in ["role=web", "region in (us)", "region notin (eu, uk)", "legacy", "!role", "role!=pos"] {
-            assert!(!no.parse::<Selector>().unwrap().matches(&pos), "{no}");
-        }
-        for bad in ["role in eu", "role like x", "=x", "a,,b", "!"] {
-            assert!(bad.parse::<Selector>().is_err(), "{bad}");
         }
     }
 

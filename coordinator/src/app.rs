@@ -29,6 +29,7 @@ use crate::api::grpc::backup_admin::BackupAdminApi;
 use crate::api::grpc::enrollment::EnrollmentApi;
 use crate::api::grpc::fleet::FleetApi;
 use crate::api::grpc::hosts::HostApi;
+use crate::api::grpc::policies::PolicyApi;
 use crate::api::grpc::retention::RetentionApi;
 use crate::api::grpc::runs::RunApi;
 use crate::api::grpc::series::SeriesApi;
@@ -46,9 +47,11 @@ use crate::identity::admins::{self, AdminFilesError};
 use crate::identity::ca::{Ca, CaError, SERVER_LIFE};
 use crate::objects::http::InvalidTls;
 use crate::objects::{ObjectError, ObjectErrorKind, ObjectStore, Put, monitor};
+use crate::policy::Policies;
 use crate::retention::{Retention, reconcile};
-use crate::runs::{Runs, dispatch};
+use crate::runs::{Runs, dispatch, storage};
 use crate::runtime::{Every, Runtime};
+use crate::scheduler::{self, Scheduler};
 use crate::series::SeriesService;
 use crate::sessions::checks::Checks;
 use crate::sessions::{Closed, Command, SessionService, Sessions};
@@ -105,6 +108,10 @@ pub struct Coordinator {
     pub objects: ObjectStore,
     /// Runs and attempts.
     pub runs: Runs,
+    /// Policies and pauses.
+    pub policies: Policies,
+    /// Runs out of policies.
+    pub scheduler: Scheduler,
     /// Backups and restores.
     pub backups: Backups,
     /// What stays, and what may go.
@@ -181,11 +188,26 @@ impl Coordinator {
         let identities =
             Identities::new(core.clone(), ca.clone(), objects.clone(), settings.identity.clone());
         let registry = Arc::new(Sessions::default());
-        let runs = Runs::new(core.clone(), registry.clone(), settings.sessions.lease());
+        let runs = Runs::new(core.clone(), registry.clone(), settings.sessions.lease())
+            .at_most(settings.scheduler.concurrent);
+        let policies = Policies::new(core.clone());
+        let scheduler = Scheduler::new(core.clone(), runs.clone());
         let sessions = SessionService::new(core.clone(), runs.clone(), registry, settings.sessions);
         let backups = Backups::new(core.clone(), objects.clone(), runs.clone());
         let retention = Retention::new(core.clone(), objects.clone(), backups.clone());
-        Ok(Self { core, identities, objects, runs, backups, retention, sessions, ca, settings })
+        Ok(Self {
+            core,
+            identities,
+            objects,
+            runs,
+            policies,
+            scheduler,
+            backups,
+            retention,
+            sessions,
+            ca,
+            settings,
+        })
     }
 
     /// The CA.
@@ -253,6 +275,11 @@ impl Coordinator {
             let runs = runs.clone();
             async move { runs.keep_leases().await }
         });
+        let (runs, objects) = (self.runs.clone(), self.objects.clone());
+        runtime.everywhere(Every::new("follow the storage probe", storage::INTERVAL), move || {
+            let (runs, objects) = (runs.clone(), objects.clone());
+            async move { runs.look_at_storage(&objects).await }
+        });
         runtime.everywhere(Every::new("forget idle callers", TIDY), move || {
             limits.forget_idle();
             std::future::ready(Ok::<_, Infallible>(()))
@@ -263,6 +290,7 @@ impl Coordinator {
             let runs = runs.clone();
             async move { runs.expire_as(&leader).await }
         });
+        self.follow_schedules(runtime);
         let backups = self.backups.clone();
         runtime.on_leader(Every::new("resolve backups", resolve::INTERVAL), move |_| {
             let backups = backups.clone();
@@ -292,6 +320,27 @@ impl Coordinator {
         });
     }
 
+    /// From policies to runs: one job for the whole installation.
+    fn follow_schedules(&self, runtime: &Runtime) {
+        let scheduler = self.scheduler.clone();
+        let every =
+            Every::new("put policies in force", scheduler::ASSIGN_EVERY).or_when(self.policies.wake());
+        runtime.on_leader(every, move |leader| {
+            let scheduler = scheduler.clone();
+            async move { scheduler.assign_once(Some(&leader)).await.map(drop) }
+        });
+        let scheduler = self.scheduler.clone();
+        runtime.on_leader(Every::new("follow schedules", scheduler::INTERVAL), move |leader| {
+            let scheduler = scheduler.clone();
+            async move { scheduler.run_once(&leader).await.map(drop) }
+        });
+        let scheduler = self.scheduler.clone();
+        runtime.on_leader(Every::new("measure promises", scheduler::PROMISES_EVERY), move |leader| {
+            let scheduler = scheduler.clone();
+            async move { scheduler.measure_promises(&leader).await }
+        });
+    }
+
     fn router(&self, limits: Limits, stop: CancellationToken) -> tonic::transport::server::Router {
         let gate = Gate::new(self.core.clone(), self.identities.clone(), limits);
         let checks = Arc::new(Checks::default());
@@ -314,6 +363,7 @@ impl Coordinator {
             identities: identities.clone(),
             sessions: sessions.clone(),
             checks,
+            policies: self.policies.clone(),
         };
         let hosts = HostApi { agents: agents.clone() };
         let series =
@@ -334,12 +384,18 @@ impl Coordinator {
             verification: Verification::new(core.clone(), self.objects.clone(), self.backups.clone()),
         };
         let retention = RetentionApi { gate: gate.clone(), retention: self.retention.clone() };
+        let policies = PolicyApi {
+            gate: gate.clone(),
+            policies: self.policies.clone(),
+            scheduler: self.scheduler.clone(),
+        };
         let fleet = FleetApi {
             gate,
             core: core.clone(),
             identities: identities.clone(),
             objects: self.objects.clone(),
             sessions: sessions.clone(),
+            runs: self.runs.clone(),
         };
         let (_, health) = tonic_health::server::health_reporter();
         Server::builder()
@@ -377,6 +433,10 @@ impl Coordinator {
             )
             .add_service(
                 v1::run_admin_server::RunAdminServer::new(runs).max_decoding_message_size(MAX_REQUEST),
+            )
+            .add_service(
+                v1::policy_admin_server::PolicyAdminServer::new(policies)
+                    .max_decoding_message_size(MAX_REQUEST),
             )
             .add_service(
                 v1::fleet_admin_server::FleetAdminServer::new(fleet).max_decoding_message_size(MAX_REQUEST),

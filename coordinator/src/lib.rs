@@ -14,6 +14,8 @@
 //! | [`objects`] | the object store: signed requests, the embedded server, the probe |
 //! | [`uploads`] | packs on their way from an agent to the bucket |
 //! | [`backups`] | from Begin to Commit; restores |
+//! | [`policy`] | who is backed up when, what stays, what is promised |
+//! | [`scheduler`] | from policies to runs that are due |
 //! | [`retention`] | which backups stay, and what may be deleted from the bucket |
 //! | [`verification`] | is what was stored still there, and still what it was |
 //! | [`runtime`] | what goes on in the background, here and on the one coordinator that leads |
@@ -29,9 +31,11 @@ pub mod config;
 pub mod core;
 pub mod identity;
 pub mod objects;
+pub mod policy;
 pub mod retention;
 pub mod runs;
 pub mod runtime;
+pub mod scheduler;
 pub mod series;
 pub mod sessions;
 pub mod store;

@@ -1,9 +1,8 @@
 //! Values that several sections share: parsed at the edge, so that whoever holds one knows that it is well-formed.
 
 use std::path::{Component, Path, PathBuf};
-use std::time::Duration;
 
-use serde::{Deserialize, Deserializer, de};
+use serde::Deserialize;
 use url::Url;
 
 /// Longest path in a configuration, in bytes (Linux's `PATH_MAX`).
@@ -82,88 +81,9 @@ fn is_loopback(host: Option<url::Host<&str>>) -> bool {
     }
 }
 
-/// A number of bytes: `1048576`, `"20MiB"`, `"1.5GB"`; as a rate with `/s`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct ByteSize(pub u64);
-
-impl ByteSize {
-    fn parse(text: &str) -> Result<Self, String> {
-        let bad = || format!("{text:?} is not a size: write 1048576, \"20MiB\" or \"1.5GB\"");
-        let body = text.trim().strip_suffix("/s").unwrap_or(text.trim());
-        let split = body.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(body.len());
-        let (number, unit) = body.split_at(split);
-        let factor: u64 = match unit.trim() {
-            "" | "B" => 1,
-            "KiB" => 1 << 10,
-            "MiB" => 1 << 20,
-            "GiB" => 1 << 30,
-            "TiB" => 1 << 40,
-            "kB" | "KB" => 1_000,
-            "MB" => 1_000_000,
-            "GB" => 1_000_000_000,
-            "TB" => 1_000_000_000_000,
-            _ => return Err(bad()),
-        };
-        let number: f64 = number.parse().map_err(|_| bad())?;
-        let bytes = number * factor as f64;
-        if bytes.is_finite() && (0.0..=9.0e18).contains(&bytes) { Ok(Self(bytes as u64)) } else { Err(bad()) }
-    }
-}
-
-impl<'de> Deserialize<'de> for ByteSize {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Visitor;
-        impl de::Visitor<'_> for Visitor {
-            type Value = ByteSize;
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("a size in bytes, as a number or like \"20MiB\"")
-            }
-            fn visit_i64<E: de::Error>(self, number: i64) -> Result<ByteSize, E> {
-                u64::try_from(number).map(ByteSize).map_err(|_| E::custom("a size cannot be negative"))
-            }
-            fn visit_u64<E: de::Error>(self, number: u64) -> Result<ByteSize, E> {
-                Ok(ByteSize(number))
-            }
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<ByteSize, E> {
-                ByteSize::parse(text).map_err(E::custom)
-            }
-        }
-        deserializer.deserialize_any(Visitor)
-    }
-}
-
-/// A length of time: `"30m"`, `"1h 30m"`, `"45s"`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
-#[serde(try_from = "String")]
-pub struct Span(pub Duration);
-
-impl TryFrom<String> for Span {
-    type Error = String;
-    fn try_from(text: String) -> Result<Self, String> {
-        let span: jiff::SignedDuration = text
-            .parse()
-            .map_err(|_| format!("{text:?} is not a length of time: write \"30m\" or \"1h 30m\""))?;
-        Duration::try_from(span).map(Self).map_err(|_| format!("{text:?} is negative"))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn sizes_and_spans_read_as_people_write_them() {
-        assert_eq!(ByteSize::parse("20MiB/s"), Ok(ByteSize(20 << 20)));
-        assert_eq!(ByteSize::parse("1.5 GB"), Ok(ByteSize(1_500_000_000)));
-        assert_eq!(ByteSize::parse("0"), Ok(ByteSize(0)));
-        for bad in ["", "MiB", "-1", "20 mib", "1e30TiB", "20MiB/h"] {
-            assert!(ByteSize::parse(bad).is_err(), "{bad}");
-        }
-        assert_eq!(Span::try_from("1h 30m".to_owned()), Ok(Span(Duration::from_secs(5400))));
-        for bad in ["", "30", "-5m", "soon"] {
-            assert!(Span::try_from(bad.to_owned()).is_err(), "{bad}");
-        }
-    }
 
     #[test]
     fn paths_cannot_lead_elsewhere() {

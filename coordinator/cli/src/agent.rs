@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use sealift_common::clock::UnixMillis;
-use sealift_common::name::{Name, Selector, parse_label};
+use sealift_common::name::{Name, parse_label};
+use sealift_common::selector::Selector;
 use sealift_proto::v1;
 use serde::Serialize;
 

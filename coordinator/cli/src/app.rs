@@ -12,9 +12,8 @@ use crate::coordinator::Coordinator;
 use crate::error::{Error, Exit, Result, because, chain};
 use crate::ui::{Format, Ui};
 use crate::{
-    agent, audit, backup, browse, completion, context, keys, restore, retention, run, series, source, status,
-    token,
-    trust,
+    agent, audit, backup, browse, completion, context, keys, pause, policy, restore, retention, run, series,
+    source, status, token, trust,
 };
 
 /// Back up a fleet of hosts into S3, and get it back.
@@ -48,6 +47,13 @@ enum Noun {
     /// One source over time: also under another name, or on another host
     #[command(subcommand)]
     Series(series::Command),
+    /// Policies: who is backed up when, what stays, what is promised
+    #[command(subcommand)]
+    Policy(policy::Command),
+    /// Stop the schedules of some or all hosts for a while
+    Pause(pause::PauseArgs),
+    /// Let paused schedules go on
+    Resume(pause::ResumeArgs),
     /// Backups: start, list, show, verify, hold, delete
     #[command(subcommand)]
     Backup(backup::Command),
@@ -151,6 +157,9 @@ async fn dispatch(app: &App, noun: Noun) -> Result<Exit> {
         Noun::Agent(command) => agent::run(app, command).await,
         Noun::Source(command) => source::run(app, command).await,
         Noun::Series(command) => series::run(app, command).await,
+        Noun::Policy(command) => policy::run(app, command).await,
+        Noun::Pause(args) => pause::pause(app, args).await,
+        Noun::Resume(args) => pause::resume(app, args).await,
         Noun::Backup(command) => backup::run(app, command).await,
         Noun::Run(command) => run::run(app, command).await,
         Noun::Retention(command) => retention::run(app, command).await,

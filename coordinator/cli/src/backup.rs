@@ -298,7 +298,8 @@ async fn start(app: &App, args: RunArgs) -> Result<Exit> {
 
 async fn selected(app: &App, coordinator: &Coordinator, selector: &str) -> Result<Vec<String>> {
     let sources = pages(&app.ui, Limit::all(), async |page| {
-        let request = v1::ListSourcesRequest { page: Some(page), selector: selector.to_owned() };
+        let request =
+            v1::ListSourcesRequest { page: Some(page), selector: selector.to_owned(), ..Default::default() };
         let reply =
             coordinator.agents().list_sources(request).await.map_err(said("list sources"))?.into_inner();
         Ok((reply.sources, reply.next))

@@ -6,6 +6,7 @@ use sealift_proto::v1::agent_admin_client::AgentAdminClient;
 use sealift_proto::v1::backup_admin_client::BackupAdminClient;
 use sealift_proto::v1::fleet_admin_client::FleetAdminClient;
 use sealift_proto::v1::host_admin_client::HostAdminClient;
+use sealift_proto::v1::policy_admin_client::PolicyAdminClient;
 use sealift_proto::v1::retention_admin_client::RetentionAdminClient;
 use sealift_proto::v1::run_admin_client::RunAdminClient;
 use sealift_proto::v1::series_admin_client::SeriesAdminClient;
@@ -125,6 +126,8 @@ impl Coordinator {
         trust: TrustAdminClient;
         /// What stays, and what goes.
         retention: RetentionAdminClient;
+        /// Policies and pauses.
+        policies: PolicyAdminClient;
         /// Runs.
         runs: RunAdminClient;
         /// Backups, their verification, and what a restore needs.

@@ -172,7 +172,8 @@ async fn test(app: &App, args: TestArgs) -> Result<Exit> {
     let coordinator = app.connect().await?;
     let selector = args.selector.clone().unwrap_or_default();
     let sources = pages(&app.ui, Limit::all(), async |page| {
-        let request = v1::ListSourcesRequest { page: Some(page), selector: selector.clone() };
+        let request =
+            v1::ListSourcesRequest { page: Some(page), selector: selector.clone(), ..Default::default() };
         let reply =
             coordinator.agents().list_sources(request).await.map_err(said("list sources"))?.into_inner();
         Ok((reply.sources, reply.next))

@@ -18,6 +18,8 @@ mod error;
 mod hosts;
 mod identity;
 mod keys;
+mod pause;
+mod policy;
 mod progress;
 mod restore;
 mod retention;

@@ -44,7 +44,8 @@ pub struct ListArgs {
     /// Only hosts with these labels
     #[arg(short = 'l', long, value_name = "SELECTOR", value_parser = selector)]
     selector: Option<String>,
-    /// Only runs in this state: queued, active, backoff, succeeded, partial, failed, cancelled
+    /// Only runs in this state: scheduled, queued, active, backoff, succeeded, partial, failed, cancelled, missed, skipped,
+    /// superseded
     #[arg(long, default_value = "", hide_default_value = true)]
     state: String,
     /// Only runs since then: a duration (24h, 7d) or a time
@@ -82,7 +83,8 @@ pub struct RunView {
     agent: String,
     source: String,
     series_id: String,
-    /// `queued`, `active`, `backoff`, `succeeded`, `partial`, `failed`, `cancelled`, …
+    /// `scheduled`, `queued`, `active`, `backoff`, `succeeded`, `partial`, `failed`, `cancelled`, `missed`, `skipped`,
+    /// `superseded`
     pub state: String,
     created: Option<String>,
     started: Option<String>,
@@ -90,6 +92,18 @@ pub struct RunView {
     backup_id: Option<String>,
     requested_by: String,
     error: Option<String>,
+    /// Why its policy made it: `schedule`, `catch-up`; `None` where somebody asked for it.
+    occasion: Option<String>,
+    policy_id: Option<String>,
+    policy_version: Option<u32>,
+    /// When the policy was due.
+    instant: Option<String>,
+    /// It starts no earlier.
+    due: Option<String>,
+    /// Missed if it has not started by then.
+    deadline: Option<String>,
+    /// Instants that it stands for beside its own.
+    collapsed: u32,
     progress: Option<ProgressView>,
     attempts: Vec<AttemptView>,
     #[serde(skip)]
@@ -141,6 +155,13 @@ impl From<&v1::Run> for RunView {
             backup_id: some(&run.backup_id),
             requested_by: run.requested_by.clone(),
             error: some(&run.error),
+            occasion: some(&run.occasion),
+            policy_id: some(&run.policy_id),
+            policy_version: (run.policy_version > 0).then_some(run.policy_version),
+            instant: rfc3339(run.instant_ms),
+            due: rfc3339(run.due_ms),
+            deadline: rfc3339(run.deadline_ms),
+            collapsed: run.collapsed,
             progress: run.progress.as_ref().map(|p| ProgressView {
                 stage: p.stage.clone(),
                 raw_bytes: p.raw_bytes,
@@ -210,6 +231,16 @@ impl RunView {
             ("Error", self.error.clone().unwrap_or_default()),
             ("Backup", self.backup_id.clone().unwrap_or_default()),
             ("Asked for", format!("{} by {}", relative(self.created_ms, now), self.requested_by)),
+            ("Policy was due", self.instant.clone().unwrap_or_default()),
+            ("Starts", self.due.clone().filter(|_| self.started.is_none()).unwrap_or_default()),
+            (
+                "Stands for",
+                if self.collapsed > 0 {
+                    format!("{} more", ui::count(self.collapsed as usize, "time"))
+                } else {
+                    String::new()
+                },
+            ),
             ("Started", self.started.clone().unwrap_or_default()),
             ("Took", took(self.duration_ms)),
             (
@@ -244,7 +275,7 @@ pub fn outcome(state: &str) -> Option<Exit> {
     match state {
         "succeeded" => Some(Exit::Done),
         "partial" => Some(Exit::Partial),
-        "failed" | "cancelled" | "missed" | "superseded" => Some(Exit::Failed),
+        "failed" | "cancelled" | "missed" | "skipped" | "superseded" => Some(Exit::Failed),
         _ if state.starts_with("skipped") => Some(Exit::Failed),
         _ => None,
     }

@@ -12,14 +12,16 @@ use crate::backup::BackupView;
 use crate::coordinator::{Limit, pages};
 use crate::error::{Exit, Result, said};
 use crate::run::RunView;
-use crate::time::relative;
+use crate::time::{relative, rfc3339};
 use crate::ui;
 
 /// `sealift source …`
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// List what the hosts can back up, with the last good backup of each
-    #[command(after_help = "Examples:\n  sealift source list\n  sealift source list -l role=pos")]
+    #[command(
+        after_help = "Examples:\n  sealift source list\n  sealift source list -l role=pos --rpo overdue\n  sealift source list --no-policy"
+    )]
     List(ListArgs),
     /// Let hosts connect to their sources and say what they find
     #[command(
@@ -34,6 +36,15 @@ pub struct ListArgs {
     /// Only hosts with these labels
     #[arg(short = 'l', long, value_name = "SELECTOR", value_parser = selector)]
     selector: Option<String>,
+    /// Only those whose newest good backup stands so against the policy's promise: ok, waiting, overdue, none
+    #[arg(long, value_name = "STATE", value_parser = ["ok", "waiting", "overdue", "none"])]
+    rpo: Option<String>,
+    /// Only those that this policy is in force for
+    #[arg(long, value_name = "POLICY")]
+    policy: Option<String>,
+    /// Only those under no policy
+    #[arg(long, conflicts_with = "policy")]
+    no_policy: bool,
     #[command(flatten)]
     limit: Limit,
 }
@@ -62,6 +73,26 @@ pub struct SourceView {
     present: bool,
     last_good_backup: Option<BackupView>,
     last_run: Option<RunView>,
+    /// The policy in force, which version of it, and whether that is tried out.
+    policy: Option<String>,
+    policy_version: Option<u32>,
+    policy_canary: bool,
+    /// Policies that select it as well, in the order they would follow.
+    other_policies: Vec<String>,
+    /// When the schedule is due next, before the spread.
+    next_due: Option<String>,
+    rpo: RpoView,
+    #[serde(skip)]
+    next_due_ms: i64,
+}
+
+/// The policy's promise: how old the newest good backup may be, and is.
+#[derive(Serialize)]
+struct RpoView {
+    /// `ok`, `waiting` (for the first backup), `overdue`, `none` (nothing is promised).
+    state: String,
+    promise_ms: Option<i64>,
+    age_ms: Option<i64>,
 }
 
 impl From<&v1::SourceState> for SourceView {
@@ -76,6 +107,17 @@ impl From<&v1::SourceState> for SourceView {
             present: state.present,
             last_good_backup: state.last_good.as_ref().filter(|b| !b.id.is_empty()).map(BackupView::from),
             last_run: state.last_run.as_ref().filter(|r| !r.id.is_empty()).map(RunView::from),
+            policy: (!state.policy.is_empty()).then(|| state.policy.clone()),
+            policy_version: (!state.policy.is_empty()).then_some(state.policy_version),
+            policy_canary: state.policy_canary,
+            other_policies: state.other_policies.clone(),
+            next_due: rfc3339(state.next_due_ms),
+            rpo: RpoView {
+                state: state.rpo.clone(),
+                promise_ms: (state.promise_ms > 0).then_some(state.promise_ms),
+                age_ms: state.last_good.as_ref().map(|_| state.last_good_age_ms),
+            },
+            next_due_ms: state.next_due_ms,
         }
     }
 }
@@ -85,6 +127,16 @@ impl SourceView {
     pub fn line(&self, now: UnixMillis) -> String {
         let gone = if self.present { "" } else { " (no longer in its config)" };
         format!("{}  {}{gone}, last good backup {}", self.source, self.kind, self.last_good(now))
+    }
+
+    /// The policy in force; those that it keeps from being so follow in parentheses.
+    fn policies(&self) -> String {
+        let policy = self.policy.as_deref().unwrap_or("none");
+        let tried = if self.policy_canary { " (tried out)" } else { "" };
+        match self.other_policies.as_slice() {
+            [] => format!("{policy}{tried}"),
+            others => format!("{policy}{tried} (before {})", others.join(", ")),
+        }
     }
 
     fn last_good(&self, now: UnixMillis) -> String {
@@ -104,7 +156,13 @@ async fn list(app: &App, args: ListArgs) -> Result<Exit> {
     let coordinator = app.connect().await?;
     let selector = args.selector.unwrap_or_default();
     let sources = pages(&app.ui, args.limit, async |page| {
-        let request = v1::ListSourcesRequest { page: Some(page), selector: selector.clone() };
+        let request = v1::ListSourcesRequest {
+            page: Some(page),
+            selector: selector.clone(),
+            rpo: args.rpo.clone().unwrap_or_default(),
+            policy: args.policy.clone().unwrap_or_default(),
+            without_policy: args.no_policy,
+        };
         let reply =
             coordinator.agents().list_sources(request).await.map_err(said("list sources"))?.into_inner();
         Ok((reply.sources, reply.next))
@@ -112,14 +170,19 @@ async fn list(app: &App, args: ListArgs) -> Result<Exit> {
     .await?;
     let now = app.clock.now();
     let views: Vec<SourceView> = sources.iter().map(SourceView::from).collect();
-    app.ui.list(&views, &["source", "kind", "last good backup", "size", "last run", "detail"], |view| {
+    let header =
+        ["source", "kind", "last good backup", "rpo", "size", "last run", "policy", "next due", "detail"];
+    app.ui.list(&views, &header, |view| {
         let last_run = view.last_run.as_ref().map(|run| run.state.clone()).unwrap_or_default();
         vec![
             format!("{}/{}", view.agent, view.source),
             view.kind.clone(),
             view.last_good(now),
+            if view.rpo.state == "none" { String::new() } else { view.rpo.state.clone() },
             view.last_good_backup.as_ref().map(|b| ui::size(b.raw_bytes)).unwrap_or_default(),
             if view.present { last_run } else { "not in config".to_owned() },
+            view.policies(),
+            if view.next_due_ms == 0 { String::new() } else { relative(view.next_due_ms, now) },
             view.detail.clone(),
         ]
     })?;

@@ -32,6 +32,15 @@ struct View {
     recent_failures: Vec<RunView>,
     storage: StorageView,
     warnings: Vec<String>,
+    sources_without_policy: u32,
+    /// The first 20 of them.
+    without_policy: Vec<String>,
+    sources_overdue: u32,
+    /// The first 20 of them.
+    overdue: Vec<String>,
+    pauses: Vec<String>,
+    /// No backup is started: the bucket cannot be written.
+    dispatch_held: bool,
 }
 
 #[derive(Serialize)]
@@ -74,6 +83,12 @@ impl From<v1::StatusReply> for View {
             recent_failures: reply.recent_failures.iter().map(RunView::from).collect(),
             storage: reply.storage.unwrap_or_default().into(),
             warnings: reply.warnings,
+            sources_without_policy: reply.sources_without_policy,
+            without_policy: reply.without_policy,
+            sources_overdue: reply.sources_overdue,
+            overdue: reply.overdue,
+            pauses: reply.pauses,
+            dispatch_held: reply.dispatch_held,
         }
     }
 }
@@ -135,7 +150,10 @@ pub async fn run(app: &App, _: &Args) -> Result<Exit> {
                     ui::size(view.stored_bytes)
                 ),
             ),
-            ("Running", view.runs_active.to_string()),
+            ("Running", running(view)),
+            ("Overdue", some_of(view.sources_overdue, &view.overdue)),
+            ("No policy", some_of(view.sources_without_policy, &view.without_policy)),
+            ("Paused", view.pauses.join("\n")),
             ("Trust", trust(view)),
             ("Storage", storage(&view.storage, &probed)),
             ("Failures", failures),
@@ -143,6 +161,20 @@ pub async fn run(app: &App, _: &Args) -> Result<Exit> {
         ]
     })?;
     Ok(Exit::Done)
+}
+
+fn running(view: &View) -> String {
+    let held = if view.dispatch_held { "; nothing is started: the bucket cannot be written" } else { "" };
+    format!("{}{held}", view.runs_active)
+}
+
+/// So many, and the names of the first.
+fn some_of(count: u32, names: &[String]) -> String {
+    match count as usize {
+        0 => String::new(),
+        count if count > names.len() => format!("{count}: {}, …", names.join(", ")),
+        count => format!("{count}: {}", names.join(", ")),
+    }
 }
 
 fn trust(view: &View) -> String {

@@ -12,6 +12,7 @@ use crate::backups::current::CurrentError;
 use crate::identity::IdentityError;
 use crate::identity::ca::CaError;
 use crate::objects::ObjectError;
+use crate::policy::PolicyError;
 use crate::retention::RetentionError;
 use crate::runs::RunError;
 use crate::series::SeriesError;
@@ -55,7 +56,20 @@ impl From<RunError> for Status {
             | RunError::Illegal(_)
             | RunError::NoTrustPolicy => Code::FailedPrecondition,
             RunError::Access(inner) => return access(inner, &error),
-            RunError::Store(_) => return internal(&error),
+            RunError::Policy(_) | RunError::Store(_) => return internal(&error),
+        };
+        Self::new(code, error.to_string())
+    }
+}
+
+impl From<PolicyError> for Status {
+    fn from(error: PolicyError) -> Self {
+        let code = match &error {
+            PolicyError::NotFound(_) => Code::NotFound,
+            PolicyError::Invalid(_) | PolicyError::PauseInThePast => Code::InvalidArgument,
+            PolicyError::Guarded(_) => Code::FailedPrecondition,
+            PolicyError::Access(inner) => return access(inner, &error),
+            PolicyError::Unreadable { .. } | PolicyError::Store(_) => return internal(&error),
         };
         Self::new(code, error.to_string())
     }

@@ -59,10 +59,15 @@ actions! {
         BackupDelete = "backup.delete", BackupUndelete = "backup.undelete", BackupHold = "backup.hold",
         BackupRelease = "backup.release", RetentionPlan = "retention.plan",
         RestoreOpen = "restore.open", RestoreSign = "restore.sign", RestoreClose = "restore.close",
+        PolicyApply = "policy.apply", PolicyPreview = "policy.preview", PolicyList = "policy.list",
+        PolicyShow = "policy.show", PolicyRollback = "policy.rollback", PolicyDelete = "policy.delete",
+        SchedulePause = "schedule.pause", ScheduleResume = "schedule.resume", ScheduleShow = "schedule.show",
         FleetStatus = "fleet.status", AuditList = "audit.list",
     }
     Coordinator {
         AdminIssue = "admin.issue", CallRefuse = "call.refuse", StorageProbe = "storage.probe", AttemptLose = "attempt.lose",
+        DispatchPause = "dispatch.pause", DispatchResume = "dispatch.resume",
+        PromiseBreak = "promise.break", PromiseKeep = "promise.keep",
         RunFinish = "run.finish", BackupResolve = "backup.resolve", BackupDamage = "backup.damage",
         BackupExpire = "backup.expire", BackupRemove = "backup.remove", SeriesCollect = "series.collect",
         SeriesHalt = "series.halt", DeletionHalt = "deletion.halt",

@@ -5,7 +5,8 @@ use std::str::FromStr;
 
 use sealift_common::clock::UnixMillis;
 use sealift_common::id::{AgentId, SeriesId};
-use sealift_common::name::{Selector, SourceRef};
+use sealift_common::name::SourceRef;
+use sealift_common::selector::Selector;
 
 use super::{BackupError, Backups};
 use crate::audit::{Action, OpContext};

@@ -14,7 +14,7 @@ use sealift_common::crypto::key_file::{self, KeyFileError};
 use sealift_common::id::{Random, Sha256};
 use url::Url;
 
-use super::{ConfigError, SessionSettings, Settings};
+use super::{ConfigError, SchedulerSettings, SessionSettings, Settings};
 use crate::identity::IdentitySettings;
 use crate::identity::files;
 use crate::identity::peer::TrustDomain;
@@ -110,6 +110,7 @@ impl DevDir {
             storage,
             sessions: SessionSettings::default(),
             leader: Timing::default(),
+            scheduler: SchedulerSettings::default(),
         }
     }
 

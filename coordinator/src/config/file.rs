@@ -10,7 +10,7 @@ use sealift_common::telemetry::LogTarget;
 use serde::Deserialize;
 use url::{Host, Url};
 
-use super::{ConfigError, LogSettings, SessionSettings, Settings, reference};
+use super::{ConfigError, LogSettings, SchedulerSettings, SessionSettings, Settings, reference};
 use crate::identity::IdentitySettings;
 use crate::objects::StorageSettings;
 use crate::objects::settings::{Credentials, Endpoint, LockMode, ObjectLock, ServerSideEncryption};
@@ -33,9 +33,32 @@ pub struct ConfigFile {
     trust: Trust,
     storage: Storage,
     #[serde(default)]
+    scheduler: Scheduler,
+    #[serde(default)]
     log: Log,
     #[serde(default)]
     telemetry: Telemetry,
+}
+
+/// How much is started.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Scheduler {
+    concurrent: Option<u32>,
+}
+
+impl Scheduler {
+    fn settings(&self) -> Result<SchedulerSettings, ConfigError> {
+        let default = SchedulerSettings::default();
+        match self.concurrent {
+            Some(0) => Err(ConfigError::Value {
+                key: "scheduler.concurrent".to_owned(),
+                value: "0".to_owned(),
+                problem: "must be at least 1; `sealift pause` stops schedules".to_owned(),
+            }),
+            concurrent => Ok(SchedulerSettings { concurrent: concurrent.unwrap_or(default.concurrent) }),
+        }
+    }
 }
 
 /// Where to listen.
@@ -209,6 +232,7 @@ impl ConfigFile {
             storage: self.storage.settings()?,
             sessions: SessionSettings::default(),
             leader: Timing::default(),
+            scheduler: self.scheduler.settings()?,
         })
     }
 

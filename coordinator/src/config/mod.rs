@@ -46,6 +46,21 @@ pub struct Settings {
     pub sessions: SessionSettings,
     /// How long leadership lasts without being renewed.
     pub leader: Timing,
+    /// How much is started.
+    pub scheduler: SchedulerSettings,
+}
+
+/// How much this coordinator starts for policies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SchedulerSettings {
+    /// Runs at the same time.
+    pub concurrent: u32,
+}
+
+impl Default for SchedulerSettings {
+    fn default() -> Self {
+        Self { concurrent: 1_000 }
+    }
 }
 
 /// How agents are to behave while they are connected.

@@ -2,7 +2,8 @@
 
 use futures::FutureExt as _;
 use sealift_common::id::AgentId;
-use sealift_common::name::{Labels, Selector};
+use sealift_common::name::Labels;
+use sealift_common::selector::Selector;
 
 use super::{Identities, IdentityError};
 use crate::audit::{Action, Actor, Details, OpContext};

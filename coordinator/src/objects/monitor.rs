@@ -1,5 +1,6 @@
-//! Probes the store at start and again every hour, and more often while it is down. A store that is down does not keep the
-//! coordinator from starting: `status` says so, and the next probe that succeeds ends it.
+//! Probes the store at start and again every hour, and more often while it is down. In between one listing every quarter of a
+//! minute notices that it is gone. A store that is down does not keep the coordinator from starting: `status` says so, no
+//! backup is started (`runs/storage.rs`), and the next probe that succeeds ends it.
 
 use std::time::Duration;
 
@@ -11,6 +12,8 @@ use super::store::ObjectStore;
 
 /// Between probes of a store that works.
 const INTERVAL: Duration = Duration::from_secs(3_600);
+/// Between looks at a store that works.
+const LOOK: Duration = Duration::from_secs(15);
 /// After the first failure; doubles up to [`BACKOFF_CAP`].
 const BACKOFF_FIRST: Duration = Duration::from_secs(1);
 /// Longest pause between probes of a store that is down.
@@ -24,18 +27,32 @@ pub async fn run(store: ObjectStore, random: Random, stop: CancellationToken) {
             () = stop.cancelled() => return,
             report = probe::run(&store, &random) => report,
         };
-        let pause = if probed.usable {
+        if probed.usable {
             backoff = BACKOFF_FIRST;
             report_warnings(&probed);
-            INTERVAL
+            tokio::select! { () = stop.cancelled() => return, () = until_gone(&store) => {} }
         } else {
             let error = probed.error.unwrap_or_default();
             tracing::warn!(error, retry_in_s = backoff.as_secs(), "the object store cannot be used");
             let pause = backoff.mul_f64(0.5 + random.fraction());
             backoff = (backoff * 2).min(BACKOFF_CAP);
-            pause
-        };
-        tokio::select! { () = stop.cancelled() => return, () = tokio::time::sleep(pause) => {} }
+            tokio::select! { () = stop.cancelled() => return, () = tokio::time::sleep(pause) => {} }
+        }
+    }
+}
+
+/// Until the store no longer lists, at most until the next probe is due anyway.
+async fn until_gone(store: &ObjectStore) {
+    let looks = INTERVAL.as_secs() / LOOK.as_secs();
+    for _ in 0..looks {
+        tokio::time::sleep(LOOK).await;
+        if let Err(error) = store.list(probe::DIR, None).await {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "the object store does not list: probing it"
+            );
+            return;
+        }
     }
 }
 

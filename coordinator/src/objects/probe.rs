@@ -25,7 +25,7 @@ use super::signing::{SignedRequest, Unsigned};
 use super::store::{ByteRange, ObjectStore, Put, failed};
 
 /// Below this, relative to the prefix, lies what probes leave behind if they are cut short.
-const PROBE_DIR: &str = "coordinator/probe/";
+pub(super) const DIR: &str = "coordinator/probe/";
 /// Length of probe objects in bytes.
 const PROBE_LEN: usize = 512;
 /// How long an object is locked by the lock checks, at most.
@@ -464,16 +464,16 @@ impl<'a> Prober<'a> {
     }
 
     async fn remove_objects(&self) -> Result<(), ObjectError> {
-        for object in self.store.list(PROBE_DIR, None).await?.objects {
+        for object in self.store.list(DIR, None).await?.objects {
             self.store.delete(&object.name, None).await?;
         }
         Ok(())
     }
 
     async fn remove_versions(&self) -> Result<(), ObjectError> {
-        let prefix = self.store.settings().prefix.key(PROBE_DIR);
+        let prefix = self.store.settings().prefix.key(DIR);
         let request = self.store.client().list_object_versions().bucket(self.bucket()).prefix(prefix);
-        let page = request.send().await.map_err(|e| failed("list", PROBE_DIR, e))?;
+        let page = request.send().await.map_err(|e| failed("list", DIR, e))?;
         let versions = page.versions().iter().map(|v| (v.key(), v.version_id()));
         let markers = page.delete_markers().iter().map(|m| (m.key(), m.version_id()));
         for (key, version) in versions.chain(markers) {

@@ -12,10 +12,14 @@ use crate::store::{Tx, attempts, runs};
 
 pub use crate::store::attempts::AttemptRow as Attempt;
 
-/// How many attempts a run has.
-pub const MAX_ATTEMPTS: u32 = 3;
 /// How long to wait after the first, the second, … unsuccessful attempt.
-const BACK_OFF: [Duration; 2] = [Duration::from_secs(5), Duration::from_secs(30)];
+const BACK_OFF: [Duration; 5] = [
+    Duration::from_secs(5),
+    Duration::from_secs(30),
+    Duration::from_secs(120),
+    Duration::from_secs(600),
+    Duration::from_secs(1_800),
+];
 
 /// Names one attempt and fences it; the wire's `AttemptRef`, parsed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -151,7 +155,11 @@ async fn end_of_attempt(
 ) -> Result<(), RunError> {
     let found = runs::get(tx, attempt.run).await?;
     let mut run = found.ok_or_else(|| RunError::NotFound { what: format!("run {}", attempt.run) })?;
-    let more = run.attempts < MAX_ATTEMPTS && run.cancelled_by.is_none();
+    let wait = BACK_OFF.get(run.attempts.saturating_sub(1) as usize).or(BACK_OFF.last());
+    let again = now.plus(wait.copied().unwrap_or_default());
+    // Another attempt starts in the run's window, or not at all.
+    let in_time = run.plan.is_none_or(|plan| again < plan.deadline);
+    let more = run.attempts < run.max_attempts() && run.cancelled_by.is_none() && in_time;
     let event = match attempt.state {
         AttemptState::Committed => RunEvent::Committed { partial: report.partial },
         AttemptState::Cancelled => RunEvent::Stopped,
@@ -166,8 +174,7 @@ async fn end_of_attempt(
     if run.state.is_over() {
         run.ended = Some(now);
     } else {
-        let wait = BACK_OFF.get(run.attempts.saturating_sub(1) as usize).or(BACK_OFF.last());
-        run.due = now.plus(wait.copied().unwrap_or_default());
+        run.due = again;
     }
     runs::update(tx, &run).await?;
     Ok(())

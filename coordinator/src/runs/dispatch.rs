@@ -6,16 +6,22 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures::FutureExt as _;
+use sealift_common::clock::UnixMillis;
 use sealift_common::crypto::EpochId;
 
 use super::RunError;
 use super::attempt::Attempt;
+use super::limits::{Active, OfferLimits, take_place};
 use super::service::Runs;
 use super::state::{AttemptState, RunEvent};
 use crate::runtime::Leader;
 use crate::sessions::Command;
+use crate::store::pauses::{self, PauseRow};
 use crate::store::runs::{self, RunRow};
 use crate::store::{Tx, agents, attempts, series, sources};
+
+/// A run whose next attempt is to be offered: under which limits, and which dedup epoch it has to leave.
+type Claimed = (RunRow, Attempt, OfferLimits, Option<EpochId>);
 
 /// Runs that are looked at in one go.
 const BATCH: u32 = 500;
@@ -56,11 +62,39 @@ impl Runs {
     /// # Errors
     /// The database's own.
     pub async fn dispatch_once(&self) -> Result<usize, RunError> {
+        if self.is_held() {
+            return Ok(0);
+        }
         let now = self.core.clock.now();
-        let due = runs::due(&mut *self.core.store.reader().await?, now, BATCH).await?;
+        let (pauses, mut active) = {
+            let mut conn = self.core.store.reader().await?;
+            (pauses::in_force(&mut conn, now).await?, Active::count(&mut conn).await?)
+        };
+        // All that waits is looked at, page by page: hosts that are away must not stand in the way of those that are here.
+        let (mut sent, mut after) = (0, (i64::MIN, String::new()));
+        loop {
+            let due = runs::due(&mut *self.core.store.reader().await?, now, &after, BATCH).await?;
+            let Some(last) = due.last() else { return Ok(sent) };
+            after = (last.due.0, last.id.to_string());
+            let more = due.len() == BATCH as usize;
+            sent += self.offer_each(due, now, &pauses, &mut active).await?;
+            if !more {
+                return Ok(sent);
+            }
+        }
+    }
+
+    /// Offers those of `due` that may start.
+    async fn offer_each(
+        &self,
+        due: Vec<RunRow>,
+        now: UnixMillis,
+        pauses: &[PauseRow],
+        active: &mut Active,
+    ) -> Result<usize, RunError> {
         let mut sent = 0;
         for run in due {
-            if !self.sessions.is_connected(run.agent) {
+            if !self.sessions.is_connected(run.agent) || !self.may_start(&run, now, pauses, active).await? {
                 continue;
             }
             let run_id = run.id;
@@ -69,11 +103,13 @@ impl Runs {
                 .store
                 .run_tx("claim a run", move |tx, _| async move { self.claim(tx, run_id).await }.boxed())
                 .await?;
-            let Some((run, attempt, leave_epoch)) = claimed else { continue };
+            let Some((run, attempt, limits, leave_epoch)) = claimed else { continue };
+            active.add(&run);
             let offer = Command::Offer {
                 attempt: attempt.reference(),
                 series: attempt.series,
                 source: run.source.clone(),
+                limits,
                 trace_parent: run.trace_parent.clone(),
                 leave_epoch,
             };
@@ -84,16 +120,45 @@ impl Runs {
         Ok(sent)
     }
 
-    /// Makes the next attempt of a run, unless somebody was faster.
+    /// A first look, without locks: whether a run is in its window, not paused, and may find a place.
+    async fn may_start(
+        &self,
+        run: &RunRow,
+        now: UnixMillis,
+        pauses: &[PauseRow],
+        active: &Active,
+    ) -> Result<bool, RunError> {
+        let Some(plan) = run.plan else { return Ok(true) };
+        if plan.deadline <= now {
+            return Ok(false);
+        }
+        let mut conn = self.core.store.reader().await?;
+        if !pauses.is_empty() {
+            let agent = agents::get(&mut conn, run.agent).await?;
+            if agent.is_some_and(|agent| pauses.iter().any(|pause| pause.selector.matches(&agent.labels))) {
+                return Ok(false);
+            }
+        }
+        let policy = self.documents.of_run(&mut conn, run).await?;
+        Ok(active.has_room(run, policy.as_deref()))
+    }
+
+    /// Makes the next attempt of a run, unless somebody was faster or there is no place for it.
     async fn claim(
         &self,
         tx: &mut Tx,
         run: sealift_common::id::RunId,
-    ) -> Result<Option<(RunRow, Attempt, Option<EpochId>)>, RunError> {
+    ) -> Result<Option<Claimed>, RunError> {
         let now = self.core.clock.now();
         let Some(mut run) = runs::claim(tx, run).await? else { return Ok(None) };
         let Ok(state) = run.state.apply(RunEvent::Start) else { return Ok(None) };
         if run.due > now || attempts::series_is_busy(tx, run.series).await? {
+            return Ok(None);
+        }
+        let policy = self.documents.of_run(tx, &run).await?;
+        if run.plan.is_some_and(|plan| plan.deadline <= now)
+            || !take_place(tx, &run, policy.as_deref(), &self.core.instance.to_string(), self.most).await?
+        {
             return Ok(None);
         }
         run.state = state;
@@ -118,8 +183,9 @@ impl Runs {
         };
         attempts::insert(tx, &attempt).await?;
         runs::update(tx, &run).await?;
+        let limits = policy.as_deref().map(OfferLimits::of).unwrap_or_default();
         let leave_epoch = series::leave_epoch(tx, run.series).await?;
-        Ok(Some((run, attempt, leave_epoch)))
+        Ok(Some((run, attempt, limits, leave_epoch)))
     }
 
     /// Extends the leases of agents that were heard of here, and records when each was.

@@ -1,12 +1,15 @@
 //! Runs and their attempts: what was asked for, who works on it, and whether a late word still counts.
 //!
 //! [`state`] says which moves there are; [`attempt`] makes them in the database and fences every write of an agent;
-//! [`service`] is what admins and agents do with runs; [`dispatch`] offers what is due and looks after leases.
+//! [`service`] is what admins and agents do with runs; [`dispatch`] offers what is due and looks after leases, within the
+//! [`limits`] of policies; [`storage`] holds it while the bucket cannot be written.
 
 pub mod attempt;
 pub mod dispatch;
+pub mod limits;
 pub mod service;
 pub mod state;
+pub mod storage;
 
 pub use attempt::{Attempt, AttemptRef, Report, advance, ended_by_agent, fence};
 pub use service::{Progress, RunView, Runs};
@@ -14,6 +17,7 @@ pub use service::{Progress, RunView, Runs};
 use sealift_common::clock::UnixMillis;
 
 use crate::audit::{AccessError, OpError};
+use crate::policy::PolicyError;
 use crate::store::StoreError;
 
 /// Why an operation on a run did not come about.
@@ -56,12 +60,24 @@ pub enum RunError {
     /// A move that the present state does not allow.
     #[error(transparent)]
     Illegal(#[from] state::IllegalMove),
+    /// The policy of a run.
+    #[error("the policy of the run cannot be read")]
+    Policy(#[source] Box<PolicyError>),
     /// Not allowed.
     #[error(transparent)]
     Access(#[from] AccessError),
     /// The database's own.
     #[error("the run could not be read or written")]
     Store(#[from] StoreError),
+}
+
+impl From<PolicyError> for RunError {
+    fn from(error: PolicyError) -> Self {
+        match error {
+            PolicyError::Store(error) => Self::Store(error),
+            error => Self::Policy(Box::new(error)),
+        }
+    }
 }
 
 impl OpError for RunError {

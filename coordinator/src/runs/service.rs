@@ -1,16 +1,18 @@
 //! What admins and agents do with runs, each in one transaction with its audit events.
 
 use std::collections::HashMap;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::FutureExt as _;
 use sealift_common::clock::UnixMillis;
 use sealift_common::id::{AgentId, BackupId, RunId};
+use sealift_common::name::Labels;
 use tokio::sync::{Notify, broadcast};
 
 use super::attempt::{AttemptRef, Report, advance, ended_by_agent, fence, find, lock_open, look};
+use super::limits::Documents;
 use super::state::{AttemptEvent, AttemptState, RunEvent, RunState};
 use super::{Attempt, RunError};
 use crate::audit::{Action, Details, OpContext, Outcome};
@@ -19,7 +21,12 @@ use crate::runtime::Leader;
 use crate::sessions::{Command, Sessions};
 use crate::store::runs::{self, RunRow};
 use crate::store::sources::{self, SourceRow};
-use crate::store::{Tx, attempts, backups, trust};
+use crate::store::{Tx, agents, attempts, backups, trust};
+
+/// The site of a host with these labels; empty where they do not say.
+pub fn site_of(labels: &Labels) -> String {
+    labels.get("store").unwrap_or_default().to_owned()
+}
 
 /// Most changes that a watcher may be behind before it is told to look again.
 const CHANGES: usize = 1_024;
@@ -68,6 +75,11 @@ pub struct Runs {
     pub(super) began: Arc<AtomicU64>,
     /// When each agent was heard of, as it was last recorded.
     pub(super) recorded: Arc<Mutex<HashMap<AgentId, UnixMillis>>>,
+    /// Runs of policies that this process looks after at the same time, at most.
+    pub(super) most: u32,
+    /// Whether the bucket cannot be written.
+    pub(super) held: Arc<AtomicBool>,
+    pub(super) documents: Documents,
     changes: broadcast::Sender<RunId>,
     progress: Arc<Mutex<HashMap<RunId, Progress>>>,
 }
@@ -81,11 +93,20 @@ impl Runs {
             sessions,
             lease,
             wake: Arc::default(),
+            most: u32::MAX,
+            held: Arc::default(),
+            documents: Documents::default(),
             began: Arc::default(),
             recorded: Arc::default(),
             changes,
             progress: Arc::default(),
         }
+    }
+
+    /// These runs, of which policies start at most `most` at the same time on this coordinator.
+    #[must_use]
+    pub fn at_most(self, most: u32) -> Self {
+        Self { most, ..self }
     }
 
     /// To be called once a transaction that moved an attempt is committed: watchers look again, and what waits may start.
@@ -188,12 +209,17 @@ impl Runs {
         source: &SourceRow,
         trace_parent: &str,
     ) -> Result<RunRow, RunError> {
-        if let Some(run) = runs::newest_of_series(tx, source.series).await?
-            && !run.state.is_over()
-        {
+        let now = self.core.clock.now();
+        if let Some(mut run) = runs::open_of_series(tx, source.series).await?.into_iter().next() {
+            run = runs::lock(tx, run.id).await?.unwrap_or(run);
+            if run.state == RunState::Scheduled {
+                // Planned for later: whoever asks now gets it now.
+                run.state = run.state.apply(RunEvent::Queue)?;
+                run.due = now;
+                runs::update(tx, &run).await?;
+            }
             return Ok(run);
         }
-        let now = self.core.clock.now();
         let run = RunRow {
             id: RunId::generate(&self.core.random),
             agent: source.agent,
@@ -210,6 +236,11 @@ impl Runs {
             trace_parent: trace_parent.to_owned(),
             backup: None,
             error: String::new(),
+            site: agents::get(tx, source.agent)
+                .await?
+                .map(|agent| site_of(&agent.labels))
+                .unwrap_or_default(),
+            plan: None,
         };
         runs::insert(tx, &run).await?;
         Ok(run)

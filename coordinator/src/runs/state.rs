@@ -1,7 +1,8 @@
 //! The states of runs and attempts, as pure functions.
 //!
 //! ```text
-//! run      queued ──▶ active ◀──▶ backoff          active ──▶ succeeded | partial | failed | cancelled
+//! run      scheduled ──▶ queued ──▶ active ◀──▶ backoff     active ──▶ succeeded | partial | failed | cancelled
+//!             └───────────┴──▶ missed | skipped | superseded | cancelled
 //! attempt  offered ──▶ accepted ──▶ running ──▶ preparing ──▶ committed
 //!             └▶ rejected       (any open one) ──▶ failed | lost | cancelling ──▶ cancelled
 //! ```
@@ -64,6 +65,8 @@ macro_rules! states {
 states! {
     /// Where a run is.
     RunState {
+        /// Its policy has come due; its own start, spread over the fleet, has not.
+        Scheduled = "scheduled",
         /// Waits for its agent, or for its turn.
         Queued = "queued",
         /// An attempt is under way.
@@ -78,6 +81,12 @@ states! {
         Failed = "failed",
         /// Somebody did not want it any more.
         Cancelled = "cancelled",
+        /// Its window ended before it could start.
+        Missed = "missed",
+        /// It was not to start, for the reason that it names.
+        Skipped = "skipped",
+        /// Its policy changed before it started.
+        Superseded = "superseded",
     }
 }
 
@@ -205,6 +214,8 @@ impl AttemptState {
 /// What can happen to a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RunEvent {
+    /// Its own start has come.
+    Queue,
     /// An attempt was offered.
     Start,
     /// The attempt committed a backup.
@@ -221,11 +232,18 @@ pub enum RunEvent {
     Stopped,
     /// Somebody wants the run to end.
     Cancel,
+    /// Its window ended before an attempt, or the next one, could start.
+    Miss,
+    /// There is a reason not to start it.
+    Skip,
+    /// Its policy changed, or is no longer the source's.
+    Supersede,
 }
 
 impl RunEvent {
     /// Every event there is.
     pub const ALL: &[Self] = &[
+        Self::Queue,
         Self::Start,
         Self::Committed { partial: false },
         Self::Committed { partial: true },
@@ -233,13 +251,16 @@ impl RunEvent {
         Self::Unsuccessful { retry: false },
         Self::Stopped,
         Self::Cancel,
+        Self::Miss,
+        Self::Skip,
+        Self::Supersede,
     ];
 }
 
 impl RunState {
     /// Whether nothing can happen to it any more.
     pub const fn is_over(self) -> bool {
-        matches!(self, Self::Succeeded | Self::Partial | Self::Failed | Self::Cancelled)
+        !matches!(self, Self::Scheduled | Self::Queued | Self::Active | Self::Backoff)
     }
 
     /// The state after `event`.
@@ -250,17 +271,27 @@ impl RunState {
         use RunEvent as E;
         let illegal = || {
             let event = match event {
+                E::Queue => "be queued",
                 E::Start => "start an attempt",
                 E::Committed { .. } => "commit",
                 E::Unsuccessful { .. } => "fail",
                 E::Stopped => "stop",
                 E::Cancel => "be cancelled",
+                E::Miss => "be missed",
+                E::Skip => "be skipped",
+                E::Supersede => "be superseded",
             };
             IllegalMove { noun: "the run", from: self.as_str(), event: event.to_owned() }
         };
         match (self, event) {
+            (Self::Scheduled | Self::Queued, E::Queue) => Ok(Self::Queued),
             (Self::Queued | Self::Backoff, E::Start) => Ok(Self::Active),
-            (Self::Queued | Self::Backoff, E::Cancel) => Ok(Self::Cancelled),
+            (Self::Scheduled | Self::Queued | Self::Backoff, E::Cancel) => Ok(Self::Cancelled),
+            (Self::Scheduled | Self::Queued, E::Miss) => Ok(Self::Missed),
+            (Self::Scheduled | Self::Queued, E::Skip) => Ok(Self::Skipped),
+            (Self::Scheduled | Self::Queued, E::Supersede) => Ok(Self::Superseded),
+            // It was tried: that it is not tried again makes it failed.
+            (Self::Backoff, E::Miss) => Ok(Self::Failed),
             (Self::Active, E::Committed { partial: false }) => Ok(Self::Succeeded),
             (Self::Active, E::Committed { partial: true }) => Ok(Self::Partial),
             (Self::Active, E::Unsuccessful { retry: true }) => Ok(Self::Backoff),
@@ -268,9 +299,24 @@ impl RunState {
             (Self::Active, E::Stopped) => Ok(Self::Cancelled),
             // The attempt is told to stop; the run ends when it has.
             (Self::Active, E::Cancel) => Ok(Self::Active),
-            (Self::Active, E::Start)
-            | (Self::Queued | Self::Backoff, E::Committed { .. } | E::Unsuccessful { .. } | E::Stopped)
-            | (Self::Succeeded | Self::Partial | Self::Failed | Self::Cancelled, _) => Err(illegal()),
+            (Self::Scheduled, E::Start)
+            | (Self::Active, E::Start)
+            | (Self::Active | Self::Backoff, E::Queue | E::Skip | E::Supersede)
+            | (Self::Active, E::Miss)
+            | (
+                Self::Scheduled | Self::Queued | Self::Backoff,
+                E::Committed { .. } | E::Unsuccessful { .. } | E::Stopped,
+            )
+            | (
+                Self::Succeeded
+                | Self::Partial
+                | Self::Failed
+                | Self::Cancelled
+                | Self::Missed
+                | Self::Skipped
+                | Self::Superseded,
+                _,
+            ) => Err(illegal()),
         }
     }
 }
@@ -292,15 +338,20 @@ mod tests {
         cancelling cancelling cancelled .       .         .         cancelled cancelled cancelling cancelled
         cancelled  .          .         .       .         .         .         .         .          .";
 
-    /// Columns: start, committed whole, committed partial, failed with retry, failed without, stopped, cancel.
+    /// Columns: queue, start, committed whole, committed partial, failed with retry, failed without, stopped, cancel, miss,
+    /// skip, supersede.
     const RUNS: &str = "
-        queued    active .         .       .       .      .         cancelled
-        active    .      succeeded partial backoff failed cancelled active
-        backoff   active .         .       .       .      .         cancelled
-        succeeded .      .         .       .       .      .         .
-        partial   .      .         .       .       .      .         .
-        failed    .      .         .       .       .      .         .
-        cancelled .      .         .       .       .      .         .";
+        scheduled  queued .      .         .       .       .      .         cancelled missed skipped superseded
+        queued     queued active .         .       .       .      .         cancelled missed skipped superseded
+        active     .      .      succeeded partial backoff failed cancelled active    .      .       .
+        backoff    .      active .         .       .       .      .         cancelled failed .       .
+        succeeded  .      .      .         .       .       .      .         .         .      .       .
+        partial    .      .      .         .       .       .      .         .         .      .       .
+        failed     .      .      .         .       .       .      .         .         .      .       .
+        cancelled  .      .      .         .       .       .      .         .         .      .       .
+        missed     .      .      .         .       .       .      .         .         .      .       .
+        skipped    .      .      .         .       .       .      .         .         .      .       .
+        superseded .      .      .         .       .       .      .         .         .      .       .";
 
     fn rows(table: &'static str) -> Vec<Vec<&'static str>> {
         table.lines().skip(1).map(|line| line.split_whitespace().collect()).collect()

@@ -12,6 +12,7 @@ use sealift_common::name::Name;
 use tokio::sync::{mpsc, watch};
 
 use crate::runs::AttemptRef;
+use crate::runs::limits::OfferLimits;
 
 /// Most commands that wait for one agent to take them.
 const QUEUE: usize = 64;
@@ -27,6 +28,8 @@ pub enum Command {
         series: SeriesId,
         /// Of this source.
         source: Name,
+        /// As its policy says.
+        limits: OfferLimits,
         /// As part of this trace; may be empty.
         trace_parent: String,
         /// A dedup epoch that it must not build upon.

@@ -216,3 +216,16 @@ pub async fn extend_all(tx: &mut Tx, until: UnixMillis) -> Result<(), StoreError
         .map(drop)
         .map_err(failed("extend all leases"))
 }
+
+/// How many open attempts one coordinator process looks after.
+///
+/// # Errors
+/// The database's own.
+pub async fn open_of_owner(tx: &mut Tx, owner: &str) -> Result<u32, StoreError> {
+    sqlx::query("SELECT COUNT(*) AS open FROM attempts WHERE ended_ms IS NULL AND lease_owner = $1")
+        .bind(owner)
+        .try_map(|row: Row| number(&row, "open"))
+        .fetch_one(tx)
+        .await
+        .map_err(failed("count a coordinator's attempts"))
+}

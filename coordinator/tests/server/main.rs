@@ -7,6 +7,7 @@ mod enrolment;
 mod fleetlife;
 mod harness;
 mod runs;
+mod schedules;
 mod sessions;
 #[path = "../support"]
 mod support {

@@ -267,6 +267,8 @@ impl World {
             trace_parent: String::new(),
             backup: None,
             error: String::new(),
+            site: String::new(),
+            plan: None,
         };
         self.write(|tx, _| store::runs::insert(tx, &run).boxed()).await;
         let epoch = self.write(|tx, _| store::sources::next_fence(tx, agent.series).boxed()).await;

@@ -2,9 +2,8 @@
 
 use std::time::Duration;
 
+use sealift_common::quantity::Span;
 use serde::Deserialize;
-
-use crate::config::values::Span;
 
 /// Limits and compression of a backup.
 #[derive(Debug, Clone, Deserialize)]

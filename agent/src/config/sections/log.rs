@@ -1,8 +1,9 @@
 //! `[log]`: the host's own log, JSON lines, bounded.
 
+use sealift_common::quantity::ByteSize;
 use serde::Deserialize;
 
-use crate::config::values::{AbsolutePath, ByteSize};
+use crate::config::values::AbsolutePath;
 
 /// Where the log goes and how much of it is kept.
 #[derive(Debug, Clone, Deserialize)]

@@ -1,8 +1,9 @@
 //! `[spool]`: where sealed packs wait while the store is slow or away.
 
+use sealift_common::quantity::ByteSize;
 use serde::Deserialize;
 
-use crate::config::values::{AbsolutePath, ByteSize};
+use crate::config::values::AbsolutePath;
 
 /// The spool's place and size.
 #[derive(Debug, Clone, Deserialize)]

@@ -1,8 +1,7 @@
 //! `[upload]`: how much of the line backups may take.
 
+use sealift_common::quantity::ByteSize;
 use serde::Deserialize;
-
-use crate::config::values::ByteSize;
 
 /// Limits of uploading, where the policy says nothing else.
 #[derive(Debug, Clone, Default, Deserialize)]

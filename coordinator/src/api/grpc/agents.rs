@@ -6,7 +6,8 @@ use std::sync::Arc;
 use futures::{Stream, StreamExt as _};
 use sealift_common::clock::UnixMillis;
 use sealift_common::id::RequestId;
-use sealift_common::name::{Name, Selector};
+use sealift_common::name::Name;
+use sealift_common::selector::Selector;
 use sealift_proto::v1;
 use sealift_proto::v1::agent_admin_server::AgentAdmin;
 use tokio::sync::mpsc;
@@ -20,12 +21,16 @@ use crate::audit::{Action, Details, Outcome};
 use crate::backups::query::BackupView;
 use crate::core::Core;
 use crate::identity::{Identities, IdentityError, agents};
+use crate::policy::Policies;
+use crate::policy::promise::{Rpo, measure};
+use crate::policy::resolve::{Standing, Subject, resolve};
+use crate::policy::standings;
 use crate::sessions::checks::{Checks, PATIENCE, SourceCheck};
 use crate::sessions::{Closed, SessionService};
 use crate::store::agents::{AgentRow, AgentState};
 use crate::store::backups::BackupRow;
 use crate::store::sources::SourceRow;
-use crate::store::{Tx, backups, runs, sources};
+use crate::store::{Tx, backups, runs, source_policies, sources};
 
 /// Most hosts that are asked to test their sources at a time.
 const MAX_TESTED: u32 = 1_000;
@@ -45,6 +50,8 @@ pub struct AgentApi {
     pub sessions: SessionService,
     /// Tests of sources that are under way.
     pub checks: Arc<Checks>,
+    /// Told when labels change: other policies may be in force then.
+    pub policies: Policies,
 }
 
 impl AgentApi {
@@ -77,18 +84,26 @@ impl AgentApi {
         }
     }
 
-    async fn sources_of(&self, tx: &mut Tx, agent: &AgentRow) -> Result<Vec<v1::SourceState>, Status> {
+    async fn sources_of(
+        &self,
+        tx: &mut Tx,
+        agent: &AgentRow,
+        standings: &[Standing],
+    ) -> Result<Vec<v1::SourceState>, Status> {
         let mut out = Vec::new();
         for source in sources::of_agent(tx, agent.id).await? {
             let last_run = runs::newest_of_series(tx, source.series).await?;
             let last_good = backups::newest_at(tx, source.series, UnixMillis(i64::MAX)).await?;
             out.push(source_to_wire(source, agent, last_run, last_good));
         }
+        add_policies(tx, agent, standings, self.core.clock.now(), &mut out).await?;
         Ok(out)
     }
 
     pub(super) async fn whole(&self, row: AgentRow) -> Result<Response<v1::Agent>, Status> {
-        let sources = self.sources_of(&mut *self.core.store.reader().await?, &row).await?;
+        let mut conn = self.core.store.reader().await?;
+        let standings = standings(&mut conn).await?;
+        let sources = self.sources_of(&mut conn, &row, &standings).await?;
         Ok(Response::new(self.agent_to_wire(&row, sources)))
     }
 }
@@ -111,6 +126,66 @@ fn source_to_wire(
         detail: source.detail,
         series_id: source.series.to_string(),
         present: source.present,
+        rpo: Rpo::None.to_string(),
+        ..Default::default()
+    }
+}
+
+/// Adds what policies say of the sources of one host.
+async fn add_policies(
+    tx: &mut Tx,
+    agent: &AgentRow,
+    standings: &[Standing],
+    now: UnixMillis,
+    states: &mut [v1::SourceState],
+) -> Result<(), Status> {
+    let in_force = source_policies::of_agent(tx, agent.id).await?;
+    for state in states {
+        let name: Name = convert::text("source", &state.name)?;
+        let subject = Subject { labels: &agent.labels, name: &name, kind: &state.kind };
+        let (choice, others) = resolve(standings, &subject);
+        state.other_policies = others.into_iter().map(ToString::to_string).collect();
+        if let Some(choice) = choice {
+            state.policy = choice.standing.name.to_string();
+            state.policy_version = choice.version.number;
+            state.policy_canary = choice.canary;
+        }
+        let last_good = state.last_good.as_ref().map(|backup| UnixMillis(backup.created_ms));
+        state.last_good_age_ms =
+            last_good.map_or(0, |good| now.since(good).as_millis().try_into().unwrap_or(i64::MAX));
+        if let Some(row) = in_force.iter().find(|row| row.series.to_string() == state.series_id) {
+            state.next_due_ms = row.next_due.unwrap_or_default().0;
+            if row.policy.is_some() && state.present {
+                state.promise_ms = row.promise_ms;
+                state.rpo = measure(row.promise_ms, last_good, row.assigned, now).to_string();
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Which sources are asked for, beyond the labels of their hosts.
+#[derive(Debug, Default)]
+struct SourceFilter {
+    rpo: Option<Rpo>,
+    policy: String,
+    without_policy: bool,
+}
+
+impl SourceFilter {
+    #[allow(clippy::result_large_err)]
+    fn of(wire: &v1::ListSourcesRequest) -> Result<Self, Status> {
+        Ok(Self {
+            rpo: (!wire.rpo.is_empty()).then(|| convert::text("rpo", &wire.rpo)).transpose()?,
+            policy: wire.policy.clone(),
+            without_policy: wire.without_policy,
+        })
+    }
+
+    fn wants(&self, state: &v1::SourceState) -> bool {
+        self.rpo.is_none_or(|rpo| state.rpo == rpo.as_str())
+            && (self.policy.is_empty() || state.policy == self.policy)
+            && (!self.without_policy || (state.policy.is_empty() && state.present))
     }
 }
 
@@ -146,9 +221,10 @@ impl AgentAdmin for AgentApi {
         let rows = self.identities.list_agents(&ctx, &selector, &after, limit).await?;
         let next = convert::next(&rows, limit, |row| row.name.to_string());
         let mut conn = self.core.store.reader().await?;
+        let standings = standings(&mut conn).await?;
         let mut agents = Vec::new();
         for row in &rows {
-            let sources = self.sources_of(&mut conn, row).await?;
+            let sources = self.sources_of(&mut conn, row, &standings).await?;
             agents.push(self.agent_to_wire(row, sources));
         }
         Ok(Response::new(v1::ListAgentsReply { agents, next }))
@@ -168,6 +244,7 @@ impl AgentAdmin for AgentApi {
         let wire = request.into_inner();
         let set = convert::labels(wire.set)?;
         let row = self.identities.label_agent(&ctx, &wire.agent, &set, &wire.remove).await?;
+        self.policies.changed();
         self.whole(row).await
     }
 
@@ -191,13 +268,16 @@ impl AgentAdmin for AgentApi {
         ctx.authorize(Action::SourceList, &"sources").await.map_err(Status::from)?;
         let wire = request.into_inner();
         // Pages break between agents, so that a cursor is an agent's name.
+        let filter = SourceFilter::of(&wire)?;
         let (limit, after) = convert::page(wire.page);
         let selector: Selector = convert::text("selector", &wire.selector)?;
         let mut conn = self.core.store.reader().await?;
+        let standings = standings(&mut conn).await?;
         let rows = agents::select(&mut conn, &selector, &after, limit).await?;
         let (mut out, mut next) = (Vec::new(), convert::next(&rows, limit, |row| row.name.to_string()));
         for row in &rows {
-            out.extend(self.sources_of(&mut conn, row).await?);
+            let states = self.sources_of(&mut conn, row, &standings).await?;
+            out.extend(states.into_iter().filter(|state| filter.wants(state)));
             if out.len() >= limit as usize {
                 next = row.name.to_string();
                 break;

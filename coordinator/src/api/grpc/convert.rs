@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, HashMap};
 
 use sealift_common::clock::UnixMillis;
-use sealift_common::name::{Labels, Name, Selector, SourceRef};
+use sealift_common::name::{Labels, Name, SourceRef};
+use sealift_common::selector::Selector;
 use sealift_proto::v1;
 use tonic::Status;
 
@@ -220,6 +221,13 @@ pub fn run_row_to_wire(run: RunRow, agent: &str) -> v1::Run {
         requested_by: run.requested_by,
         progress: None,
         error: run.error,
+        policy_id: run.plan.map(|plan| plan.policy.to_string()).unwrap_or_default(),
+        policy_version: run.plan.map_or(0, |plan| plan.version),
+        occasion: run.plan.map_or("", |plan| plan.occasion.as_str()).to_owned(),
+        instant_ms: run.plan.map_or(0, |plan| plan.instant.0),
+        due_ms: run.due.0,
+        deadline_ms: run.plan.map_or(0, |plan| plan.deadline.0),
+        collapsed: run.plan.map_or(0, |plan| plan.collapsed),
     }
 }
 

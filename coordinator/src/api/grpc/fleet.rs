@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use sealift_common::clock::UnixMillis;
+use sealift_common::name::Name;
 use sealift_proto::v1;
 use sealift_proto::v1::fleet_admin_server::FleetAdmin;
 use tonic::{Request, Response, Status};
@@ -13,13 +14,16 @@ use crate::core::Core;
 use crate::identity::Identities;
 use crate::objects::ObjectStore;
 use crate::retention::generation;
+use crate::runs::Runs;
 use crate::runs::state::RunState;
 use crate::sessions::SessionService;
 use crate::store::audit::{self, EventFilter, EventRow};
 use crate::store::fleet::{self, FleetCounts};
 use crate::store::runs::{self, RunFilter};
-use crate::store::{StoreError, Tx, agents, retention, unknown_heads};
+use crate::store::{StoreError, Tx, agents, pauses, retention, source_policies, unknown_heads};
 
+/// Sources that the overview names of each sort.
+const NAMED: u32 = 20;
 /// Failures that the overview shows.
 const RECENT_FAILURES: u32 = 10;
 /// How far back it looks for them, in milliseconds.
@@ -38,6 +42,8 @@ pub struct FleetApi {
     pub objects: ObjectStore,
     /// Who is connected.
     pub sessions: SessionService,
+    /// Whether runs are held.
+    pub runs: Runs,
 }
 
 impl FleetApi {
@@ -139,6 +145,9 @@ async fn troubles(tx: &mut Tx) -> Result<Vec<String>, StoreError> {
         ));
     }
     Ok(out)
+/// Names of sources, as status shows them.
+fn named<'a>(sources: impl Iterator<Item = (&'a Name, &'a Name)>) -> Vec<String> {
+    sources.map(|(agent, source)| format!("{agent}/{source}")).collect()
 }
 
 fn event_to_wire(event: EventRow) -> v1::AuditEvent {
@@ -174,7 +183,18 @@ impl FleetAdmin for FleetApi {
         let storage = self.storage();
         let mut warnings = warnings(&counts, unknown_heads, trust_version, &storage);
         warnings.extend(troubles(&mut conn).await?);
+        let now = self.core.clock.now();
+        let (without_policy, overdue) = source_policies::counts(&mut conn, now).await?;
+        let bare = source_policies::without_policy(&mut conn, NAMED).await?;
+        let late = source_policies::overdue(&mut conn, now, false, NAMED).await?;
+        let pauses = pauses::in_force(&mut conn, now).await?;
         Ok(Response::new(v1::StatusReply {
+            sources_without_policy: without_policy,
+            without_policy: named(bare.iter().map(|(agent, source)| (agent, source))),
+            sources_overdue: overdue,
+            overdue: named(late.iter().map(|row| (&row.agent_name, &row.source))),
+            pauses: pauses.iter().map(|pause| pause.to_string()).collect(),
+            dispatch_held: self.runs.is_held(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             agents: counts.agents,
             agents_connected: connected,

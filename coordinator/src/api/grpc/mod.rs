@@ -9,6 +9,7 @@ pub mod backup;
 pub mod backup_admin;
 pub mod fleet;
 pub mod hosts;
+pub mod policies;
 pub mod retention;
 pub mod runs;
 pub mod series;

@@ -204,7 +204,7 @@ impl RunApi {
         &self,
         tx: &mut Tx,
         mut filter: RunFilter,
-        selector: &sealift_common::name::Selector,
+        selector: &sealift_common::selector::Selector,
     ) -> Result<Vec<RunRow>, Status> {
         let (wanted, mut matches, mut out) = (filter.limit as usize, HashMap::new(), Vec::new());
         filter.limit = 1_000;

@@ -17,6 +17,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::{Gate, convert};
 use crate::audit::{Action, Details, OpContext};
 use crate::identity::Identities;
+use crate::runs::limits::OfferLimits;
 use crate::runs::{Progress, Report, RunError};
 use crate::sessions::checks::{CheckAnswer, SourceCheck};
 use crate::sessions::hello::MAX_SOURCES;
@@ -318,16 +319,29 @@ fn closed(end: &SessionEnd) -> Option<Status> {
     })
 }
 
+fn limits_to_wire(limits: &OfferLimits) -> v1::Limits {
+    let ms =
+        |span: Option<Duration>| span.map_or(0, |span| u64::try_from(span.as_millis()).unwrap_or(u64::MAX));
+    v1::Limits {
+        bandwidth_bytes_per_s: limits.bandwidth.unwrap_or(0),
+        stall_timeout_ms: ms(limits.stall_timeout),
+        max_duration_ms: ms(limits.max_duration),
+        compression_level: limits.compression.unwrap_or(0),
+    }
+}
+
 fn to_wire(command: Command) -> ToAgent {
     match command {
-        Command::Offer { attempt, series, source, trace_parent, leave_epoch } => ToAgent::Offer(v1::Offer {
+        Command::Offer { attempt, series, source, limits, trace_parent, leave_epoch } => {
+            ToAgent::Offer(v1::Offer {
             attempt: Some(convert::attempt_ref_to_wire(&attempt)),
             series_id: series.to_vec(),
             source: source.into(),
-            limits: Some(v1::Limits::default()),
+            limits: Some(limits_to_wire(&limits)),
             trace_parent,
             leave_epoch: leave_epoch.map(|epoch| epoch.to_vec()).unwrap_or_default(),
-        }),
+            })
+        }
         Command::Cancel { attempt, reason } => ToAgent::Cancel(v1::CancelAttempt {
             attempt: Some(convert::attempt_ref_to_wire(&attempt)),
             reason,
