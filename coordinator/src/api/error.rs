@@ -96,9 +96,7 @@ impl From<IdentityError> for Status {
             | E::ChallengeUnknown
             | E::TrustVersion { .. }
             | E::NoRoots
-            | E::NotPending(..) => {
-                Code::FailedPrecondition
-            }
+            | E::NotPending(..) => Code::FailedPrecondition,
             E::TooManyChallenges => Code::ResourceExhausted,
             E::Ca(CaError::Request(_)) => Code::InvalidArgument,
             E::Objects(inner) if inner.is_retryable() => return whole(Code::Unavailable, &error),

@@ -144,11 +144,7 @@ impl Runs {
     }
 
     /// Makes the next attempt of a run, unless somebody was faster or there is no place for it.
-    async fn claim(
-        &self,
-        tx: &mut Tx,
-        run: sealift_common::id::RunId,
-    ) -> Result<Option<Claimed>, RunError> {
+    async fn claim(&self, tx: &mut Tx, run: sealift_common::id::RunId) -> Result<Option<Claimed>, RunError> {
         let now = self.core.clock.now();
         let Some(mut run) = runs::claim(tx, run).await? else { return Ok(None) };
         let Ok(state) = run.state.apply(RunEvent::Start) else { return Ok(None) };

@@ -191,7 +191,10 @@ fn pack_from_wire(asked: v1::AuthorizePackRequest) -> Result<(AttemptRef, NewPac
         header_len: asked.header_len,
     };
     let facts = PackFacts { meta, origin: bytes("backup_id", &asked.backup_id)? };
-    Ok((attempt_ref(asked.attempt)?, NewPack { pack: bytes("pack_id", &asked.pack_id)?, facts, raw_len: asked.raw_bytes }))
+    Ok((
+        attempt_ref(asked.attempt)?,
+        NewPack { pack: bytes("pack_id", &asked.pack_id)?, facts, raw_len: asked.raw_bytes },
+    ))
 }
 
 #[allow(clippy::result_large_err)]

@@ -145,6 +145,8 @@ async fn troubles(tx: &mut Tx) -> Result<Vec<String>, StoreError> {
         ));
     }
     Ok(out)
+}
+
 /// Names of sources, as status shows them.
 fn named<'a>(sources: impl Iterator<Item = (&'a Name, &'a Name)>) -> Vec<String> {
     sources.map(|(agent, source)| format!("{agent}/{source}")).collect()

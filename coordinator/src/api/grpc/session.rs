@@ -334,12 +334,12 @@ fn to_wire(command: Command) -> ToAgent {
     match command {
         Command::Offer { attempt, series, source, limits, trace_parent, leave_epoch } => {
             ToAgent::Offer(v1::Offer {
-            attempt: Some(convert::attempt_ref_to_wire(&attempt)),
-            series_id: series.to_vec(),
-            source: source.into(),
-            limits: Some(limits_to_wire(&limits)),
-            trace_parent,
-            leave_epoch: leave_epoch.map(|epoch| epoch.to_vec()).unwrap_or_default(),
+                attempt: Some(convert::attempt_ref_to_wire(&attempt)),
+                series_id: series.to_vec(),
+                source: source.into(),
+                limits: Some(limits_to_wire(&limits)),
+                trace_parent,
+                leave_epoch: leave_epoch.map(|epoch| epoch.to_vec()).unwrap_or_default(),
             })
         }
         Command::Cancel { attempt, reason } => ToAgent::Cancel(v1::CancelAttempt {
