@@ -2,7 +2,7 @@
 
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
-use sealift_common::name::Selector;
+use sealift_common::selector::Selector;
 
 use super::applies::rules_of;
 use super::packs::GRACE;
