@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::path::Path;
+use std::sync::mpsc::Sender;
 use std::time::Duration;
 
 use sealift_common::tls;
@@ -11,6 +12,7 @@ use sealift_tests::agent::Agent;
 use sealift_tests::cluster::Cluster;
 use sealift_tests::wait;
 use serde_json::{Value, json};
+use tonic::Code;
 
 /// A directory with something in it, and its `[[source]]`.
 fn directory(cluster: &Cluster, name: &str) -> (std::path::PathBuf, String) {
@@ -85,8 +87,8 @@ fn a_replaced_host_is_back_in_its_series_with_one_token() {
     old.kill();
 }
 
-/// Calls without a certificate, as fast as they go, for `span`: more than one address may make.
-fn crowd(url: &str, ca_sha256: &str, span: Duration) {
+/// Calls without a certificate, as fast as they go, for `span`: more than one address may make. Tells when it was refused.
+fn crowd(url: &str, ca_sha256: &str, span: Duration, refused: &Sender<()>) {
     let config = tls::pinned_client_config(ca_sha256.parse().unwrap()).unwrap();
     let url = url.parse().unwrap();
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
@@ -94,7 +96,11 @@ fn crowd(url: &str, ca_sha256: &str, span: Duration) {
         let asking = async {
             loop {
                 // Nobody has this id; what counts is that it is asked.
-                let _ = client.challenge(ChallengeRequest { agent_id: vec![7; 16] }).await;
+                let asked = client.challenge(ChallengeRequest { agent_id: vec![7; 16] }).await;
+                if asked.is_err_and(|status| status.code() == Code::ResourceExhausted) {
+                    // Once is enough to know.
+                    let _ = refused.send(());
+                }
             }
         };
         let _: Result<(), _> = tokio::time::timeout(span, asking).await;
@@ -109,7 +115,9 @@ fn a_host_that_enrols_in_a_crowd_waits_for_its_turn() {
     let mut host = cluster.host("store-1", &[]);
     host.write_config("");
     let (url, ca) = (cluster.url(), token["ca_sha256"].as_str().unwrap().to_owned());
-    let crowd = std::thread::spawn(move || crowd(&url, &ca, Duration::from_secs(5)));
+    let (refused, is_refused) = std::sync::mpsc::channel();
+    let crowd = std::thread::spawn(move || crowd(&url, &ca, Duration::from_secs(5), &refused));
+    is_refused.recv().expect("there are no limits");
     host.enrol(&token);
     crowd.join().unwrap();
     host.start();
