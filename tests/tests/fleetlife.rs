@@ -2,11 +2,17 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::path::Path;
+use std::sync::mpsc::Sender;
+use std::time::Duration;
 
+use sealift_common::tls;
+use sealift_proto::v1::ChallengeRequest;
+use sealift_proto::v1::enrollment_client::EnrollmentClient;
 use sealift_tests::agent::Agent;
 use sealift_tests::cluster::Cluster;
 use sealift_tests::wait;
 use serde_json::{Value, json};
+use tonic::Code;
 
 /// A directory with something in it, and its `[[source]]`.
 fn directory(cluster: &Cluster, name: &str) -> (std::path::PathBuf, String) {
@@ -79,6 +85,43 @@ fn a_replaced_host_is_back_in_its_series_with_one_token() {
     assert_eq!(replaced["details"]["before"]["signing_key"], host["signing_key"]);
     assert_eq!(replaced["details"]["after"]["signing_key"], shown["signing_key"]);
     old.kill();
+}
+
+/// Calls without a certificate, as fast as they go, for `span`: more than one address may make. Tells when it was refused.
+fn crowd(url: &str, ca_sha256: &str, span: Duration, refused: &Sender<()>) {
+    let config = tls::pinned_client_config(ca_sha256.parse().unwrap()).unwrap();
+    let url = url.parse().unwrap();
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+        let mut client = EnrollmentClient::new(tls::channel(&url, config).unwrap());
+        let asking = async {
+            loop {
+                // Nobody has this id; what counts is that it is asked.
+                let asked = client.challenge(ChallengeRequest { agent_id: vec![7; 16] }).await;
+                if asked.is_err_and(|status| status.code() == Code::ResourceExhausted) {
+                    // Once is enough to know.
+                    let _ = refused.send(());
+                }
+            }
+        };
+        let _: Result<(), _> = tokio::time::timeout(span, asking).await;
+    });
+}
+
+#[test]
+fn a_host_that_enrols_in_a_crowd_waits_for_its_turn() {
+    tls::install_provider();
+    let cluster = Cluster::dev();
+    let token = cluster.json(&["token", "create", "--name", "store-1"]);
+    let mut host = cluster.host("store-1", &[]);
+    host.write_config("");
+    let (url, ca) = (cluster.url(), token["ca_sha256"].as_str().unwrap().to_owned());
+    let (refused, is_refused) = std::sync::mpsc::channel();
+    let crowd = std::thread::spawn(move || crowd(&url, &ca, Duration::from_secs(5), &refused));
+    is_refused.recv().expect("there are no limits");
+    host.enrol(&token);
+    crowd.join().unwrap();
+    host.start();
+    cluster.wait_until_connected("store-1");
 }
 
 #[test]

@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use tonic::transport::Channel;
 use tonic::{Code, Status};
 use url::Url;
 
@@ -20,6 +21,7 @@ use sealift_proto::v1;
 use sealift_proto::v1::enrollment_client::EnrollmentClient;
 
 use super::{Identity, IdentityError, TlsKey, decode_seed, decode_tls_key};
+use crate::session::backoff::Backoff;
 use crate::session::clock;
 use crate::session::error::describe;
 use crate::state::dir::{StateDir, StateError};
@@ -29,6 +31,12 @@ use crate::state::trust::{TrustKeeper, TrustKeeperError};
 const PENDING: &str = "enrolment.json";
 const PENDING_ADVICE: &str = "remove it and use a fresh token";
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+/// The first wait where too many hosts enrol at once …
+const FIRST_TURN: Duration = Duration::from_secs(5);
+/// … and the longest: coordinators take five a second from one address.
+const LONGEST_TURN: Duration = Duration::from_secs(60);
+/// Tries before the command gives up: some ten minutes.
+const MOST_TURNS: u32 = 24;
 
 /// What `enroll` was told.
 #[derive(Debug)]
@@ -117,13 +125,13 @@ pub async fn enroll(
     }
     state.check_space()?;
     let mut pending = Keys::load_or_make(state, random)?;
-    let mut answer = ask(enrolment, pending.request(enrolment, clock)?, clock.now()).await?;
+    let mut answer = ask(enrolment, pending.request(enrolment, clock)?, clock.now(), random).await?;
     if !answer.replaces_agent_id.is_empty() {
         // The token is for the new host of an agent: it goes on under that one's id. Nothing has changed there so far.
         let replaced = AgentId::try_from(answer.replaces_agent_id.as_slice());
         let replaced = replaced.map_err(|error| IdentityError::Answer(error.to_string()))?;
         pending = pending.under(state, replaced)?;
-        answer = ask(enrolment, pending.request(enrolment, clock)?, clock.now()).await?;
+        answer = ask(enrolment, pending.request(enrolment, clock)?, clock.now(), random).await?;
     }
     let Keys { agent, signing_key, tls_key } = pending;
     let identity = accept(enrolment, &answer, agent, signing_key, tls_key, clock)?;
@@ -196,16 +204,15 @@ async fn ask(
     enrolment: &Enrolment,
     request: v1::EnrollRequest,
     now: UnixMillis,
+    random: &Random,
 ) -> Result<v1::Identity, EnrollError> {
     let config = tls::pinned_client_config(enrolment.ca_sha256).map_err(IdentityError::from)?;
     let mut unreachable = Vec::new();
     for coordinator in &enrolment.coordinators {
         let channel = tls::channel_through(coordinator, config.clone(), enrolment.proxy.clone())
             .map_err(IdentityError::from)?;
-        let mut call = tonic::Request::new(request.clone());
-        call.set_timeout(CALL_TIMEOUT);
-        match EnrollmentClient::new(channel).enroll(call).await {
-            Ok(answer) => return Ok(answer.into_inner()),
+        match enroll_in_turn(EnrollmentClient::new(channel), &request, random).await {
+            Ok(answer) => return Ok(answer),
             Err(status) if is_unreachable(&status) => {
                 let problem = clock::hint(describe(&status), now);
                 if problem.contains("pinned") {
@@ -220,6 +227,27 @@ async fn ask(
         }
     }
     Err(EnrollError::Unreachable(unreachable.join("; ")))
+}
+
+/// Asks, and where too many hosts of one site ask at a time, waits for its turn.
+async fn enroll_in_turn(
+    mut client: EnrollmentClient<Channel>,
+    request: &v1::EnrollRequest,
+    random: &Random,
+) -> Result<v1::Identity, Status> {
+    let mut backoff = Backoff::new(FIRST_TURN, LONGEST_TURN, random.clone());
+    for _ in 0..MOST_TURNS {
+        let mut call = tonic::Request::new(request.clone());
+        call.set_timeout(CALL_TIMEOUT);
+        match client.enroll(call).await {
+            Err(status) if status.code() == Code::ResourceExhausted => {
+                tracing::warn!(error = status.message(), "many hosts enrol at once: waiting for a turn");
+                tokio::time::sleep(backoff.next_wait()).await;
+            }
+            answer => return answer.map(tonic::Response::into_inner),
+        }
+    }
+    Err(Status::resource_exhausted("too many hosts enrol at once: run the same command again later"))
 }
 
 fn is_unreachable(status: &Status) -> bool {
