@@ -79,6 +79,8 @@ fn a_failure_that_could_not_be_reported_is_reported_later() {
     let mut agent = cluster.agent("store-1", &gate.source("data"));
     let run = cluster.start_backup("store-1/data");
     gate.wait_until_reached();
+    // Before Begin an attempt waits for its coordinator, whatever its source does.
+    wait::until_true("the attempt has begun", || cluster.run(&run)["attempts"][0]["state"] == "running");
     cluster.kill_coordinator();
     gate.break_it();
     wait::until_true("the journal has the failure", || {

@@ -55,7 +55,7 @@ fn the_agent_says_when_it_is_ready_reloads_and_stops() {
     manager.hears("READY=1");
     wait::until_true("the coordinator hears of the new source", || {
         let sources = cluster.json(&["source", "list"]);
-        sources.as_array().unwrap().iter().any(|source| source["name"] == "two")
+        sources.as_array().unwrap().iter().any(|source| source["source"] == "two")
     });
     // A bad configuration is told of, and changes nothing.
     agent.write_config("nonsense = true");

@@ -218,6 +218,10 @@ async fn list(app: &App, args: ListArgs) -> Result<Exit> {
             ui::labels(&view.labels),
         ]
     })?;
+    if views.is_empty() && selector.is_empty() {
+        app.ui
+            .note("no host has enrolled: `sealift token create` makes a token, and says what to do with it");
+    }
     Ok(Exit::Done)
 }
 

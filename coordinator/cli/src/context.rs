@@ -200,6 +200,9 @@ fn list(ui: &Ui) -> Result<Exit> {
     ui.list(&views, &["", "name", "coordinators"], |view| {
         vec![if view.current { "*" } else { "" }.to_owned(), view.name.clone(), view.coordinators.join(" ")]
     })?;
+    if views.is_empty() {
+        ui.note("`sealift context use FILE` adds one (sealift-coordinator dev writes DIR/context.toml)");
+    }
     Ok(Exit::Done)
 }
 

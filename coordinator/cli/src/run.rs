@@ -433,7 +433,11 @@ impl Follower<'_> {
             bar.line(self.ui, &ui::printable(&progress.log_line));
         }
         if *stage != self.last {
-            if !self.ui.terminal {
+            let why = run.error.as_str();
+            if stage == "backoff" && !why.is_empty() {
+                // The reason now, not after the last try.
+                bar.line(self.ui, &format!("{name}: {}: tried again soon", ui::printable(why)));
+            } else if !self.ui.terminal {
                 self.ui.note(format!("{name}: {stage}"));
             }
             self.last.clone_from(stage);

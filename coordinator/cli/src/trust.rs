@@ -340,7 +340,9 @@ fn describe(app: &App, policy: &TrustPolicy, lost: &[Recipient]) {
             format!("scope {}", rule.scope)
         };
         app.ui.note(format!("  {scope} opens with any of"));
-        rule.recipients.iter().for_each(|r| app.ui.note(format!("    {} {}", r.recipient, r.label)));
+        rule.recipients
+            .iter()
+            .for_each(|r| app.ui.note(format!("    {} {}", r.recipient, r.label).trim_end()));
     }
     lost.iter().for_each(|recipient| app.ui.note(format!("  removed: {recipient}")));
 }

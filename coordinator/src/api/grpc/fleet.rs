@@ -116,7 +116,10 @@ fn warnings(
         out.push(format!("object store: {}: {}", finding.check, finding.meaning));
     }
     if counts.sources_without_good_backup > 0 {
-        out.push(format!("{} sources have no good backup yet", counts.sources_without_good_backup));
+        out.push(match counts.sources_without_good_backup {
+            1 => "1 source has no good backup yet".to_owned(),
+            n => format!("{n} sources have no good backup yet"),
+        });
     }
     out
 }
