@@ -1,5 +1,5 @@
 //! Policies through the real command: previewed, guarded, tried out, rolled back, paused; and a backup that a schedule makes.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use sealift_tests::cluster::{Answer, Cluster};
 use sealift_tests::{agent::Agent, wait};
