@@ -140,6 +140,8 @@ ids! {
     AgentId = "agent";
     /// One start of an agent process; tells a restart from a clone.
     InstanceId = "instance";
+    /// One start of a coordinator process.
+    CoordinatorId = "coordinator";
     /// One source over time: unit of deduplication, sequence and isolation.
     SeriesId = "series";
     /// One planned backup of one source; has one or more attempts.

@@ -4,20 +4,22 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::FutureExt as _;
 use sealift_common::clock::Clock;
 use sealift_common::format::names::ObjectName;
 use sealift_common::id::Random;
 use sealift_common::lifecycle::Lifecycle;
 use sealift_common::name::Name;
-use sealift_common::tls::TlsError;
+use sealift_common::tls::{self, TlsError};
 use sealift_proto::v1;
 use tokio::net::TcpListener;
+use tokio::sync::Notify;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
@@ -54,8 +56,10 @@ use crate::runtime::{Every, Runtime};
 use crate::scheduler::{self, Scheduler};
 use crate::series::SeriesService;
 use crate::sessions::checks::Checks;
+use crate::sessions::presence::{self, Presence};
+use crate::sessions::relay;
 use crate::sessions::{Closed, Command, SessionService, Sessions};
-use crate::store::{Store, StoreError};
+use crate::store::{Dialect, Store, StoreError, dialect, installation};
 use crate::uploads::Uploads;
 use crate::verification::Verification;
 
@@ -65,6 +69,10 @@ const MAX_TRUST: usize = 20 * 1024 * 1024;
 const MAX_ENROLMENT: usize = 64 * 1024;
 /// How long agents have to leave by themselves when the coordinator stops.
 const LEAVE: Duration = Duration::from_secs(2);
+/// How long to wait before listening again, where the connection was lost.
+const LISTEN: Duration = Duration::from_secs(1);
+/// The fact of the installation that says whose certificates are good: the fingerprint of the CA's.
+const CA_FACT: &str = "ca_sha256";
 /// How often idle state is tidied up, and what failed before is tried again.
 const TIDY: Duration = Duration::from_secs(30);
 
@@ -77,6 +85,16 @@ pub enum AppError {
     /// The CA.
     #[error("cannot use the CA")]
     Ca(#[from] CaError),
+    /// Coordinators on one database must have one CA.
+    #[error(
+        "the coordinators of this database have another CA than the one in {}: copy ca.pem and ca.key there from one of \
+         them (ca.key is as secret as a password)",
+        dir.display()
+    )]
+    OtherCa {
+        /// This coordinator's CA directory.
+        dir: PathBuf,
+    },
     /// The object store's certificates.
     #[error("cannot reach the object store")]
     Storage(#[from] InvalidTls),
@@ -118,6 +136,7 @@ pub struct Coordinator {
     pub retention: Retention,
     /// Who is connected.
     pub sessions: SessionService,
+    checks: Arc<Checks>,
     ca: Arc<Ca>,
     settings: Settings,
 }
@@ -178,12 +197,7 @@ impl Coordinator {
     pub async fn open(settings: Settings, clock: Clock, random: Random) -> Result<Self, AppError> {
         let store = Store::open(&settings.database).await?;
         let core = Core::load(store, clock.clone(), random.clone()).await?;
-        let ca = Arc::new(Ca::open_or_create(
-            &settings.ca_dir,
-            settings.trust_domain.clone(),
-            clock.clone(),
-            random,
-        )?);
+        let ca = Arc::new(open_ca(&core, &settings).await?);
         let objects = ObjectStore::new(settings.storage.clone(), clock)?;
         let identities =
             Identities::new(core.clone(), ca.clone(), objects.clone(), settings.identity.clone());
@@ -192,7 +206,8 @@ impl Coordinator {
             .at_most(settings.scheduler.concurrent);
         let policies = Policies::new(core.clone());
         let scheduler = Scheduler::new(core.clone(), runs.clone());
-        let sessions = SessionService::new(core.clone(), runs.clone(), registry, settings.sessions);
+        let address = settings.identity.coordinators.first().map(ToString::to_string).unwrap_or_default();
+        let sessions = SessionService::new(core.clone(), runs.clone(), registry, settings.sessions, &address);
         let backups = Backups::new(core.clone(), objects.clone(), runs.clone());
         let retention = Retention::new(core.clone(), objects.clone(), backups.clone());
         Ok(Self {
@@ -205,6 +220,7 @@ impl Coordinator {
             backups,
             retention,
             sessions,
+            checks: Arc::default(),
             ca,
             settings,
         })
@@ -258,6 +274,7 @@ impl Coordinator {
         });
 
         tracker.spawn(monitor::run(self.objects.clone(), self.core.random.clone(), soft.clone()));
+        tracker.spawn(leave(self.sessions.presence().clone(), soft.clone()));
         self.reconcile(&Runtime::start(&self.core, self.settings.leader, lifecycle), limits);
         tracker.spawn(renew_own(self.ca, self.settings, vec![grpc_tls, http_tls], soft.clone()));
         Ok(())
@@ -285,6 +302,33 @@ impl Coordinator {
             std::future::ready(Ok::<_, Infallible>(()))
         });
 
+        let presence = self.sessions.presence().clone();
+        runtime.everywhere(Every::new("say that we are alive", presence::INTERVAL), move || {
+            let presence = presence.clone();
+            async move { presence.round().await }
+        });
+        let (relay, checks, mail) =
+            (self.sessions.relay().clone(), self.checks.clone(), Arc::new(Notify::new()));
+        if self.core.store.dialect() == Dialect::Postgres {
+            runtime.everywhere(
+                Every::new("take messages", relay::INTERVAL).or_when(mail.clone()),
+                move || {
+                    let (relay, checks) = (relay.clone(), checks.clone());
+                    async move { relay.take(&checks).await }
+                },
+            );
+            let (core, runs, stop) = (self.core.clone(), self.runs.clone(), runtime.stop());
+            runtime.everywhere(Every::new("listen to hints", LISTEN), move || {
+                let (core, runs, mail, stop) = (core.clone(), runs.clone(), mail.clone(), stop.clone());
+                async move { stop.run_until_cancelled(listen(&core, &runs, &mail)).await.unwrap_or(Ok(())) }
+            });
+        }
+
+        let presence = self.sessions.presence().clone();
+        runtime.on_leader(Every::new("bury dead coordinators", presence::INTERVAL), move |leader| {
+            let presence = presence.clone();
+            async move { presence.bury(&leader).await }
+        });
         let runs = self.runs.clone();
         runtime.on_leader(Every::new("end leases", dispatch::INTERVAL), move |leader| {
             let runs = runs.clone();
@@ -343,12 +387,12 @@ impl Coordinator {
 
     fn router(&self, limits: Limits, stop: CancellationToken) -> tonic::transport::server::Router {
         let gate = Gate::new(self.core.clone(), self.identities.clone(), limits);
-        let checks = Arc::new(Checks::default());
+        let checks = self.checks.clone();
         let (core, identities, sessions) = (&self.core, &self.identities, &self.sessions);
         let enrolment = EnrollmentApi {
             gate: gate.clone(),
             identities: identities.clone(),
-            sessions: sessions.registry().clone(),
+            relay: sessions.relay().clone(),
         };
         let session = SessionApi {
             gate: gate.clone(),
@@ -453,17 +497,54 @@ impl Coordinator {
     }
 }
 
+/// The CA. Coordinators on one database have one CA: whoever has another, or none while there is one, does not start.
+async fn open_ca(core: &Core, settings: &Settings) -> Result<Ca, AppError> {
+    let dir = &settings.ca_dir;
+    let shared = core.store.dialect() == Dialect::Postgres;
+    let other = || AppError::OtherCa { dir: dir.clone() };
+    let known = installation::get(&mut *core.store.reader().await?, CA_FACT).await?;
+    if shared && known.is_some() && !dir.join("ca.pem").exists() {
+        return Err(other());
+    }
+    let (clock, random) = (core.clock.clone(), core.random.clone());
+    let ca = Ca::open_or_create(dir, settings.trust_domain.clone(), clock, random)?;
+    let own = &tls::fingerprint(ca.certificate()).to_string();
+    let record = core.store.run_tx("whose CA this is", move |tx, _| {
+        async move { installation::get_or_set(tx, CA_FACT, own).await }.boxed()
+    });
+    let recorded = record.await?;
+    if shared && recorded != *own { Err(other()) } else { Ok(ca) }
+}
+
+/// Wakes whatever other coordinators say there is something for, until the connection is lost.
+async fn listen(core: &Core, runs: &Runs, mail: &Notify) -> Result<(), StoreError> {
+    let Some(mut hints) = core.store.hints().await? else { return Ok(()) };
+    let own = core.coordinator.to_string();
+    loop {
+        match hints.next().await?.as_str() {
+            dialect::EVERYBODY => runs.wake(),
+            whom if whom == own => mail.notify_one(),
+            _ => {}
+        }
+    }
+}
+
 /// Ends when the coordinator stops and its agents have left or were told to.
 async fn drain(sessions: Arc<Sessions>, stop: CancellationToken) {
     stop.cancelled().await;
     sessions.send_all(&Command::Reconnect { reason: "the coordinator stops".to_owned() });
-    let empty = async {
-        while sessions.count() > 0 {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    if tokio::time::timeout(LEAVE, empty).await.is_err() {
+    if !sessions.deserted(LEAVE).await {
         sessions.close_all(&Closed::Stopping);
+    }
+}
+
+/// Says to the others, when the coordinator has stopped, that it is gone. Where that fails they find out by themselves.
+async fn leave(presence: Presence, stop: CancellationToken) {
+    stop.cancelled().await;
+    // A little longer than those who are asked to leave have.
+    presence.sessions().deserted(LEAVE * 2).await;
+    if let Err(error) = presence.leave().await {
+        tracing::warn!(error = &error as &dyn std::error::Error, "cannot say that this coordinator goes");
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
 use sealift_common::clock::{Clock, UnixMillis};
-use sealift_common::id::{InstanceId, Random, RepositoryId};
+use sealift_common::id::{CoordinatorId, Random, RepositoryId};
 
 use crate::store::{Store, StoreError, dialect, installation};
 
@@ -20,7 +20,7 @@ pub struct Core {
     /// Everything below this installation's prefix of its bucket.
     pub repository: RepositoryId,
     /// This coordinator process among those of the installation.
-    pub instance: InstanceId,
+    pub coordinator: CoordinatorId,
     /// Made with the database: a database restored from an older backup is known by it. Part of every epoch.
     pub generation: u64,
     /// How far the database's clock is ahead of this one, in milliseconds.
@@ -54,7 +54,7 @@ impl Core {
         let core = Self {
             repository: facts.0.parse().map_err(|e: sealift_common::id::InvalidId| unreadable(e.into()))?,
             generation: facts.1.parse().map_err(|e: std::num::ParseIntError| unreadable(e.into()))?,
-            instance: InstanceId::generate(&random),
+            coordinator: CoordinatorId::generate(&random),
             store,
             clock,
             random,

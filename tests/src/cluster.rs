@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::agent::Agent;
 use crate::process::{Process, guarded, run};
 use crate::scratch::Scratch;
-use crate::services::{S3, free_port};
+use crate::services::{Postgres, S3, free_port};
 use crate::{binary, wait};
 
 /// What one run of `sealift` gave.
@@ -67,6 +67,9 @@ pub struct AdminFiles {
     pub key: PathBuf,
 }
 
+/// The variable that the coordinators' configuration refers to.
+const DATABASE_PASSWORD: &str = "SEALIFT_DATABASE_PASSWORD";
+
 /// Where a cluster stores.
 #[derive(Debug)]
 enum Storage {
@@ -76,16 +79,30 @@ enum Storage {
     Server(Box<S3>),
 }
 
-/// A coordinator in a directory of its own, with a trust policy for one identity.
+/// One coordinator of a cluster.
 #[derive(Debug)]
-pub struct Cluster {
-    coordinator: Option<Process>,
-    storage: Storage,
-    variables: Vec<(String, String)>,
+struct Node {
+    process: Option<Process>,
     port: u16,
     http_port: u16,
+}
+
+impl Node {
+    fn new() -> Self {
+        Self { process: None, port: free_port(), http_port: free_port() }
+    }
+}
+
+/// A coordinator (or several, on one PostgreSQL) in a directory of its own, with a trust policy for one identity. What names no
+/// coordinator is about the first.
+#[derive(Debug)]
+pub struct Cluster {
+    nodes: Vec<Node>,
+    storage: Storage,
+    variables: Vec<(String, String)>,
     s3_port: u16,
     scratch: Scratch,
+    database: Option<Postgres>,
     /// The private key that opens this cluster's backups.
     pub identity: PathBuf,
     /// Its public half.
@@ -98,30 +115,47 @@ impl Cluster {
     /// `sealift-coordinator dev`: everything embedded.
     #[track_caller]
     pub fn dev() -> Self {
-        Self::with_storage(Storage::Embedded, &[])
+        Self::with_storage(Storage::Embedded, &[], None, 1)
     }
 
     /// As [`Cluster::dev`], with variables in the coordinator's and the command's environment.
     #[track_caller]
     pub fn dev_with(variables: &[(&str, &str)]) -> Self {
-        Self::with_storage(Storage::Embedded, variables)
+        Self::with_storage(Storage::Embedded, variables, None, 1)
     }
 
     /// `sealift-coordinator serve` with a SQLite file and the given bucket.
     #[track_caller]
     pub fn on(s3: S3) -> Self {
-        Self::with_storage(Storage::Server(Box::new(s3)), &[])
+        Self::with_storage(Storage::Server(Box::new(s3)), &[], None, 1)
+    }
+
+    /// So many coordinators on one PostgreSQL server, with the given bucket.
+    #[track_caller]
+    pub fn on_postgres(s3: S3, coordinators: usize) -> Self {
+        let database = Postgres::start();
+        database.create_database("sealift");
+        Self::with_storage(Storage::Server(Box::new(s3)), &[], Some(database), coordinators)
     }
 
     #[track_caller]
-    fn with_storage(storage: Storage, variables: &[(&str, &str)]) -> Self {
+    fn with_storage(
+        storage: Storage,
+        variables: &[(&str, &str)],
+        database: Option<Postgres>,
+        coordinators: usize,
+    ) -> Self {
         let scratch = Scratch::new("cluster");
+        let mut variables: Vec<_> =
+            variables.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        if let Some(database) = &database {
+            variables.push((DATABASE_PASSWORD.to_owned(), database.password().to_owned()));
+        }
         let mut cluster = Self {
-            coordinator: None,
+            nodes: (0..coordinators).map(|_| Node::new()).collect(),
             storage,
-            variables: variables.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
-            port: free_port(),
-            http_port: free_port(),
+            variables,
+            database,
             s3_port: free_port(),
             identity: scratch.join("identity.key"),
             recipient: String::new(),
@@ -131,7 +165,7 @@ impl Cluster {
         if let Storage::Server(s3) = &cluster.storage {
             cluster.prepare(s3);
         }
-        cluster.start_coordinator();
+        (0..coordinators).for_each(|n| cluster.start_coordinator_at(n));
         cluster.recipient = cluster.new_identity("identity.key");
         cluster.set_trust(&[&cluster.recipient.clone()]);
         let token = cluster.json(&["token", "create", "--ttl", "1m"]);
@@ -161,34 +195,52 @@ impl Cluster {
     /// Starts the coordinator on its own ports and waits until it serves.
     #[track_caller]
     pub fn start_coordinator(&mut self) {
+        self.start_coordinator_at(0);
+    }
+
+    /// As [`Cluster::start_coordinator`], the `n`-th.
+    #[track_caller]
+    pub fn start_coordinator_at(&mut self, n: usize) {
         let mut command = guarded(binary("sealift-coordinator"));
         self.environment(&mut command);
         let listen = |port: u16| format!("127.0.0.1:{port}");
         match &self.storage {
             Storage::Embedded => {
                 command.arg("dev").arg("--data-dir").arg(self.data_dir());
-                command.args(["--listen", &listen(self.port), "--http-listen", &listen(self.http_port)]);
+                let node = &self.nodes[n];
+                command.args(["--listen", &listen(node.port), "--http-listen", &listen(node.http_port)]);
                 command.args(["--s3-listen", &listen(self.s3_port)]);
             }
             Storage::Server(s3) => {
-                command.arg("serve").arg("--config").arg(self.data_dir().join("coordinator.toml"));
+                command.arg("serve").arg("--config").arg(self.data_dir().join(config_name(n)));
                 s3.credentials(&mut command);
             }
         }
-        let log = self.scratch.join("coordinator.log");
+        let log = self.scratch.join(log_name(n));
         let ready_before = count_ready(&log);
         let mut process = Process::start("sealift-coordinator", command, &log);
         wait::until("the coordinator says ready", || {
             process.still_runs().unwrap_or_else(|ended| panic!("{ended}"));
             if count_ready(&log) > ready_before { Ok(()) } else { Err("no line `ready` yet") }
         });
-        self.coordinator = Some(process);
+        self.nodes[n].process = Some(process);
     }
 
     /// The coordinator's process.
     #[track_caller]
     pub fn coordinator(&mut self) -> &mut Process {
-        self.coordinator.as_mut().expect("the coordinator runs")
+        self.coordinator_at(0)
+    }
+
+    /// The process of the `n`-th coordinator.
+    #[track_caller]
+    pub fn coordinator_at(&mut self, n: usize) -> &mut Process {
+        self.nodes[n].process.as_mut().expect("the coordinator runs")
+    }
+
+    /// Whether the `n`-th coordinator was started and not ended.
+    pub fn coordinator_runs(&self, n: usize) -> bool {
+        self.nodes[n].process.is_some()
     }
 
     /// SIGKILL, and starts it again.
@@ -201,15 +253,33 @@ impl Cluster {
     /// SIGKILL.
     #[track_caller]
     pub fn kill_coordinator(&mut self) {
-        self.coordinator().kill();
-        self.coordinator = None;
+        self.kill_coordinator_at(0);
+    }
+
+    /// SIGKILL to the `n`-th.
+    #[track_caller]
+    pub fn kill_coordinator_at(&mut self, n: usize) {
+        self.coordinator_at(n).kill();
+        self.nodes[n].process = None;
     }
 
     /// SIGTERM, and waits until it is gone.
     #[track_caller]
     pub fn stop_coordinator(&mut self) {
-        self.coordinator().stop(Signal::SIGTERM, Duration::from_secs(60));
-        self.coordinator = None;
+        self.stop_coordinator_at(0);
+    }
+
+    /// As [`Cluster::stop_coordinator`], the `n`-th.
+    #[track_caller]
+    pub fn stop_coordinator_at(&mut self, n: usize) {
+        self.coordinator_at(n).stop(Signal::SIGTERM, Duration::from_secs(60));
+        self.nodes[n].process = None;
+    }
+
+    /// The database server, where it is one.
+    #[track_caller]
+    pub fn database(&mut self) -> &mut Postgres {
+        self.database.as_mut().expect("a cluster on PostgreSQL")
     }
 
     /// The coordinator's directory.
@@ -224,12 +294,34 @@ impl Cluster {
 
     /// Where agents reach the coordinator.
     pub fn url(&self) -> String {
-        format!("https://127.0.0.1:{}", self.port)
+        self.url_at(0)
+    }
+
+    /// Where agents reach the `n`-th coordinator.
+    pub fn url_at(&self, n: usize) -> String {
+        format!("https://127.0.0.1:{}", self.nodes[n].port)
+    }
+
+    /// Where agents reach the coordinators.
+    pub fn urls(&self) -> Vec<String> {
+        (0..self.nodes.len()).map(|n| self.url_at(n)).collect()
+    }
+
+    /// The same, the `n`-th first.
+    fn urls_from(&self, n: usize) -> Vec<String> {
+        let mut urls = self.urls();
+        urls.rotate_left(n);
+        urls
     }
 
     /// What the coordinator wrote.
     pub fn coordinator_log(&self) -> String {
-        std::fs::read_to_string(self.scratch.join("coordinator.log")).unwrap_or_default()
+        self.coordinator_log_at(0)
+    }
+
+    /// What the `n`-th coordinator wrote.
+    pub fn coordinator_log_at(&self, n: usize) -> String {
+        std::fs::read_to_string(self.scratch.join(log_name(n))).unwrap_or_default()
     }
 
     /// The `sealift` command, told where the coordinator is.
@@ -364,6 +456,45 @@ impl Cluster {
     ) -> Agent {
         let dir = self.scratch.private_dir(&format!("agent-{name}"));
         let mut agent = Agent::new(name, self.url(), dir, variables, user);
+        agent.set_coordinators(self.urls());
+        agent.write_config(sources);
+        agent.enrol(&self.json(&["token", "create", "--name", name]));
+        agent.start();
+        self.wait_until_connected(name);
+        agent
+    }
+
+    /// What the `n`-th coordinator, which must not be able to, says when it is started.
+    #[track_caller]
+    pub fn serve_refused(&self, n: usize) -> String {
+        let mut command = guarded(binary("sealift-coordinator"));
+        self.environment(&mut command);
+        self.s3().credentials(&mut command);
+        command.arg("serve").arg("--config").arg(self.data_dir().join(config_name(n)));
+        let output = command.stdin(Stdio::null()).output().expect("start the coordinator");
+        assert!(!output.status.success(), "it started");
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    }
+
+    /// A second process of the same host, as a clone of its disk would be, with the `n`-th coordinator first in its list.
+    #[track_caller]
+    pub fn same_agent_at(&self, n: usize, agent: &Agent) -> Agent {
+        let dir = self.scratch.join(format!("agent-{}-again", agent.name()));
+        let mut copy = Command::new("cp");
+        copy.arg("-a").arg(agent.dir()).arg(&dir);
+        run(copy);
+        let mut again = Agent::new(agent.name(), self.url(), dir, &[], None);
+        again.set_coordinators(self.urls_from(n));
+        again.write_config("");
+        again
+    }
+
+    /// As [`Cluster::agent`], with the `n`-th coordinator first in its list.
+    #[track_caller]
+    pub fn agent_at(&self, n: usize, name: &str, sources: &str) -> Agent {
+        let dir = self.scratch.private_dir(&format!("agent-{name}"));
+        let mut agent = Agent::new(name, self.url(), dir, &[], None);
+        agent.set_coordinators(self.urls_from(n));
         agent.write_config(sources);
         agent.enrol(&self.json(&["token", "create", "--name", name]));
         agent.start();
@@ -422,33 +553,45 @@ impl Cluster {
         let root = self.json(&["keys", "generate", "--kind", "root", "--out", &root_key]);
         let text = |value: &str| format!("{value:?}");
         let dir = |name: &str| text(&self.data_dir().join(name).display().to_string());
-        let mut config = format!(
-            "[listen]\ngrpc = \"127.0.0.1:{}\"\nhttp = \"127.0.0.1:{}\"\n\n[public]\ncoordinators = [{}]\n\n\
-             [database]\nurl = {}\n\n[ca]\ndir = {}\n\n[trust]\nroot_sha256 = [{}]\n\n\
-             [storage]\nendpoint = {}\nregion = {}\nbucket = {}\nprefix = {}\nallow_http = true\n\
-             access_key_id = \"${{AWS_ACCESS_KEY_ID}}\"\nsecret_access_key = \"${{AWS_SECRET_ACCESS_KEY}}\"\n",
-            self.port,
-            self.http_port,
-            text(&self.url()),
-            text(&format!("sqlite:{}", self.data_dir().join("coordinator.db").display())),
-            dir("ca"),
-            root["root_key_sha256"],
-            text(&s3.endpoint),
-            text(&s3.region),
-            text(&s3.bucket),
-            text(&s3.prefix),
-        );
-        if let Some(ca) = &s3.ca {
-            config += &format!("ca_file = {:?}\n", ca.display().to_string());
+        let urls: Vec<String> = self.urls().iter().map(|url| text(url)).collect();
+        let database = match &self.database {
+            None => format!(
+                "url = {}",
+                text(&format!("sqlite:{}", self.data_dir().join("coordinator.db").display()))
+            ),
+            Some(server) => {
+                format!("url = {}\npassword = \"${{{DATABASE_PASSWORD}}}\"", text(&server.url("sealift")))
+            }
+        };
+        for (n, node) in self.nodes.iter().enumerate() {
+            let mut config = format!(
+                "[listen]\ngrpc = \"127.0.0.1:{}\"\nhttp = \"127.0.0.1:{}\"\n\n[public]\ncoordinators = [{}]\n\n\
+                 [database]\n{database}\n\n[ca]\ndir = {}\n\n[trust]\nroot_sha256 = [{}]\n\n\
+                 [storage]\nendpoint = {}\nregion = {}\nbucket = {}\nprefix = {}\nallow_http = true\n\
+                 access_key_id = \"${{AWS_ACCESS_KEY_ID}}\"\nsecret_access_key = \"${{AWS_SECRET_ACCESS_KEY}}\"\n",
+                node.port,
+                node.http_port,
+                urls.join(", "),
+                dir("ca"),
+                root["root_key_sha256"],
+                text(&s3.endpoint),
+                text(&s3.region),
+                text(&s3.bucket),
+                text(&s3.prefix),
+            );
+            if let Some(ca) = &s3.ca {
+                config += &format!("ca_file = {:?}\n", ca.display().to_string());
+            }
+            if !s3.session_token.is_empty() {
+                config += "session_token = \"${AWS_SESSION_TOKEN}\"\n";
+            }
+            if let Some(files) = &s3.client {
+                let [certificate, key] = files.each_ref().map(|path| path.display().to_string());
+                config += &format!("client_certificate = {certificate:?}\nclient_key = \"file:{key}\"\n");
+            }
+            self.scratch.file(&format!("coordinator/{}", config_name(n)), config, 0o600);
         }
-        if !s3.session_token.is_empty() {
-            config += "session_token = \"${AWS_SESSION_TOKEN}\"\n";
-        }
-        if let Some(files) = &s3.client {
-            let [certificate, key] = files.each_ref().map(|path| path.display().to_string());
-            config += &format!("client_certificate = {certificate:?}\nclient_key = \"file:{key}\"\n");
-        }
-        let config = self.scratch.file("coordinator/coordinator.toml", config, 0o600);
+        let config = self.data_dir().join(config_name(0));
         let mut admin = Command::new(binary("sealift-coordinator"));
         self.environment(&mut admin);
         s3.credentials(&mut admin);
@@ -480,10 +623,18 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        if let Some(coordinator) = &mut self.coordinator {
+        for coordinator in self.nodes.iter_mut().filter_map(|node| node.process.as_mut()) {
             coordinator.kill();
         }
     }
+}
+
+fn config_name(n: usize) -> String {
+    if n == 0 { "coordinator.toml".to_owned() } else { format!("coordinator-{n}.toml") }
+}
+
+fn log_name(n: usize) -> String {
+    if n == 0 { "coordinator.log".to_owned() } else { format!("coordinator-{n}.log") }
 }
 
 fn count_ready(log: &Path) -> usize {

@@ -6,6 +6,8 @@ use std::time::Duration;
 use sealift_common::clock::UnixMillis;
 use sealift_common::id::{AgentId, BackupId, RunId};
 
+use serde::{Deserialize, Serialize};
+
 use super::RunError;
 use super::state::{AttemptEvent, AttemptState, RunEvent};
 use crate::store::{Tx, attempts, runs};
@@ -22,7 +24,7 @@ const BACK_OFF: [Duration; 5] = [
 ];
 
 /// Names one attempt and fences it; the wire's `AttemptRef`, parsed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct AttemptRef {
     /// Of which run.
     pub run: RunId,

@@ -18,7 +18,7 @@ use crate::runtime::Leader;
 use crate::sessions::Command;
 use crate::store::pauses::{self, PauseRow};
 use crate::store::runs::{self, RunRow};
-use crate::store::{Tx, agents, attempts, series, sources};
+use crate::store::{Tx, agent_sessions, agents, attempts, series, sources};
 
 /// A run whose next attempt is to be offered: under which limits, and which dedup epoch it has to leave.
 type Claimed = (RunRow, Attempt, OfferLimits, Option<EpochId>);
@@ -71,9 +71,10 @@ impl Runs {
             (pauses::in_force(&mut conn, now).await?, Active::count(&mut conn).await?)
         };
         // All that waits is looked at, page by page: hosts that are away must not stand in the way of those that are here.
+        let here = self.core.coordinator;
         let (mut sent, mut after) = (0, (i64::MIN, String::new()));
         loop {
-            let due = runs::due(&mut *self.core.store.reader().await?, now, &after, BATCH).await?;
+            let due = runs::due(&mut *self.core.store.reader().await?, here, now, &after, BATCH).await?;
             let Some(last) = due.last() else { return Ok(sent) };
             after = (last.due.0, last.id.to_string());
             let more = due.len() == BATCH as usize;
@@ -148,6 +149,9 @@ impl Runs {
         let now = self.core.clock.now();
         let Some(mut run) = runs::claim(tx, run).await? else { return Ok(None) };
         let Ok(state) = run.state.apply(RunEvent::Start) else { return Ok(None) };
+        if agent_sessions::holder_of(tx, run.agent).await? != Some(self.core.coordinator) {
+            return Ok(None);
+        }
         if run.due > now || attempts::series_is_busy(tx, run.series).await? {
             return Ok(None);
         }
@@ -168,7 +172,7 @@ impl Runs {
             state: AttemptState::Offered,
             generation: self.core.generation,
             epoch: sources::next_fence(tx, run.series).await?,
-            lease_owner: self.core.instance.to_string(),
+            lease_owner: self.core.coordinator.to_string(),
             lease_expires: self.core.lease_time().plus(OFFER_LIFE.min(self.lease)),
             instance: self.sessions.instance(run.agent),
             backup: None,

@@ -18,10 +18,11 @@ use super::{Attempt, RunError};
 use crate::audit::{Action, Details, OpContext, Outcome};
 use crate::core::Core;
 use crate::runtime::Leader;
-use crate::sessions::{Command, Sessions};
+use crate::sessions::Sessions;
+use crate::sessions::relay::Relay;
 use crate::store::runs::{self, RunRow};
 use crate::store::sources::{self, SourceRow};
-use crate::store::{Tx, agents, attempts, backups, trust};
+use crate::store::{Tx, agents, attempts, backups, dialect, trust};
 
 /// The site of a host with these labels; empty where they do not say.
 pub fn site_of(labels: &Labels) -> String {
@@ -68,6 +69,7 @@ pub struct RunView {
 pub struct Runs {
     pub(super) core: Core,
     pub(super) sessions: Arc<Sessions>,
+    relay: Relay,
     /// How long an attempt outlives the last word of its agent.
     pub(super) lease: Duration,
     pub(super) wake: Arc<Notify>,
@@ -88,9 +90,11 @@ impl Runs {
     /// Runs of the installation of `core`, on the agents of `sessions`.
     pub fn new(core: Core, sessions: Arc<Sessions>, lease: Duration) -> Self {
         let (changes, _) = broadcast::channel(CHANGES);
+        let relay = Relay::new(core.clone(), sessions.clone());
         Self {
             core,
             sessions,
+            relay,
             lease,
             wake: Arc::default(),
             most: u32::MAX,
@@ -192,6 +196,7 @@ impl Runs {
                     for source in sources {
                         out.push(self.queue(tx, ctx, source, trace_parent).await?);
                     }
+                    dialect::notify(tx, dialect::EVERYBODY).await?;
                     let ids: Vec<String> = out.iter().map(|run| run.id.to_string()).collect();
                     Ok((out, Details::none().with("runs", ids)))
                 }
@@ -320,9 +325,7 @@ impl Runs {
             })
             .await?;
         if let Some(attempt) = told {
-            let cancel = Command::Cancel { attempt: attempt.reference(), reason: reason.to_owned() };
-            // Away: it is told when it connects, or its lease ends.
-            self.sessions.send(attempt.agent, cancel);
+            self.relay.cancel(attempt.agent, attempt.reference(), reason).await?;
         }
         self.changed(run.id);
         self.view(&mut *self.core.store.reader().await?, run).await

@@ -150,7 +150,7 @@ impl Keeper {
                 return Ok(None);
             }
         }
-        let owner = &self.core.instance.to_string();
+        let owner = &self.core.coordinator.to_string();
         let take = self.core.store.run_tx("take the lead", move |tx, _| {
             async move {
                 let now = dialect::now(tx, here).await?;
@@ -162,7 +162,8 @@ impl Keeper {
     }
 
     async fn renew(&self, epoch: u64) -> Result<bool, StoreError> {
-        let (here, life, owner) = (self.core.clock.now(), self.timing.life, &self.core.instance.to_string());
+        let (here, life, owner) =
+            (self.core.clock.now(), self.timing.life, &self.core.coordinator.to_string());
         let renew = self.core.store.run_tx("lead on", move |tx, _| {
             async move {
                 let now = dialect::now(tx, here).await?;
@@ -203,7 +204,7 @@ impl Keeper {
             tracing::warn!(epoch, "this coordinator does not lead any more");
             return;
         }
-        let owner = &self.core.instance.to_string();
+        let owner = &self.core.coordinator.to_string();
         let release = self.core.store.run_tx("give the lead back", move |tx, _| {
             async move { leases::release(tx, LEASE, owner, epoch).await }.boxed()
         });

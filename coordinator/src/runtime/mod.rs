@@ -101,6 +101,11 @@ impl Runtime {
         &self.leadership
     }
 
+    /// Cancelled when the coordinator stops: for a round that waits.
+    pub fn stop(&self) -> CancellationToken {
+        self.stop.clone()
+    }
+
     /// Runs rounds on every coordinator until it stops. A round that is under way then is finished.
     pub fn everywhere<W, F, E>(&self, every: Every, round: W)
     where

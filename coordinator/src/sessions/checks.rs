@@ -4,11 +4,13 @@ use std::collections::HashMap;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use sealift_common::id::{AgentId, RequestId};
+use sealift_common::id::{AgentId, CoordinatorId, RequestId};
 use sealift_common::name::Name;
+use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
-use super::registry::{Command, Sessions};
+use super::relay::Relay;
+use crate::store::StoreError;
 
 /// How long a host may take to test its sources.
 pub const PATIENCE: Duration = Duration::from_secs(120);
@@ -16,7 +18,7 @@ pub const PATIENCE: Duration = Duration::from_secs(120);
 const QUEUE: usize = 1_024;
 
 /// What a host found about one source.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SourceCheck {
     /// Its name.
     pub source: String,
@@ -31,7 +33,7 @@ pub struct SourceCheck {
 }
 
 /// Answers of one host.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CheckAnswer {
     /// What it found.
     pub checks: Vec<SourceCheck>,
@@ -43,6 +45,8 @@ pub struct CheckAnswer {
 #[derive(Debug, Default)]
 pub struct Checks {
     open: Mutex<HashMap<RequestId, (AgentId, mpsc::Sender<CheckAnswer>)>>,
+    /// Questions of other coordinators to agents that are connected here.
+    elsewhere: Mutex<HashMap<RequestId, CoordinatorId>>,
 }
 
 impl Checks {
@@ -50,21 +54,44 @@ impl Checks {
         self.open.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    /// Asks a host; `None` where it is not connected.
-    pub fn ask(
+    /// Asks a host; `None` where it is not connected to any coordinator.
+    ///
+    /// # Errors
+    /// The database's own.
+    pub async fn ask(
         &self,
-        sessions: &Sessions,
+        relay: &Relay,
         agent: AgentId,
         request: RequestId,
         source: Option<Name>,
-    ) -> Option<mpsc::Receiver<CheckAnswer>> {
+    ) -> Result<Option<mpsc::Receiver<CheckAnswer>>, StoreError> {
         let (sender, receiver) = mpsc::channel(QUEUE);
         self.lock().insert(request, (agent, sender));
-        if sessions.send(agent, Command::TestSource { request, source }) {
-            return Some(receiver);
+        let asked = relay.test(agent, request, source).await;
+        if !matches!(asked, Ok(true)) {
+            self.forget(request);
         }
-        self.forget(request);
-        None
+        Ok(asked?.then_some(receiver))
+    }
+
+    fn lock_elsewhere(&self) -> std::sync::MutexGuard<'_, HashMap<RequestId, CoordinatorId>> {
+        self.elsewhere.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Remembers who asked a question to an agent that is connected here. The oldest may be forgotten: whoever asked has
+    /// given up long ago.
+    pub fn ask_for(&self, request: RequestId, asked_by: CoordinatorId) {
+        let mut elsewhere = self.lock_elsewhere();
+        if elsewhere.len() >= QUEUE {
+            elsewhere.clear();
+        }
+        elsewhere.insert(request, asked_by);
+    }
+
+    /// Which other coordinator asked, where one did; `last` where it has heard all.
+    pub fn asked_elsewhere(&self, request: RequestId, last: bool) -> Option<CoordinatorId> {
+        let mut elsewhere = self.lock_elsewhere();
+        if last { elsewhere.remove(&request) } else { elsewhere.get(&request).copied() }
     }
 
     /// Takes an answer in. One that nobody waits for, or from another host than was asked, is dropped.
@@ -85,5 +112,6 @@ impl Checks {
     /// Waits for no more answers.
     pub fn forget(&self, request: RequestId) {
         self.lock().remove(&request);
+        self.lock_elsewhere().remove(&request);
     }
 }

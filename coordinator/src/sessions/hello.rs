@@ -84,6 +84,8 @@ pub enum SaidEnd {
 /// What the agent is to know before anything else.
 #[derive(Debug, Clone, Default)]
 pub struct Welcome {
+    /// Counts the agent's sessions, on all coordinators.
+    pub epoch: u64,
     /// Attempts that are over: stop working on them.
     pub lost: Vec<AttemptRef>,
     /// Attempts that go on but are to stop.
@@ -104,8 +106,9 @@ impl SessionService {
                 async move {
                     let row = self.describe(tx, agent, hello, address).await?;
                     self.take_sources(tx, &row, &hello.sources).await?;
-                    let welcome = self.take_attempts(tx, ctx, agent, hello).await?;
+                    let mut welcome = self.take_attempts(tx, ctx, agent, hello).await?;
                     self.take_heads(tx, ctx, agent, &hello.heads).await?;
+                    welcome.epoch = self.relay.opened(tx, agent).await?;
                     let said = Details::none()
                         .with("instance", hello.instance.to_string())
                         .with("version", row.version)
@@ -229,7 +232,7 @@ impl SessionService {
                     attempt = advance(tx, now, &attempt, AttemptEvent::Accept, Report::default()).await?;
                 }
                 attempt.instance = Some(hello.instance);
-                attempt.lease_owner = self.core.instance.to_string();
+                attempt.lease_owner = self.core.coordinator.to_string();
                 attempt.lease_expires = self.core.lease_time().plus(self.settings.lease());
                 attempts::update(tx, &attempt).await?;
                 if attempt.state == AttemptState::Cancelling {

@@ -1,12 +1,15 @@
-//! The agents that are connected: one session each, the newest wins.
+//! The agents that are connected: one session each, the newest wins, on whatever coordinator.
 //!
 //! [`registry`] knows who is connected and how to reach them; [`hello`] takes in what an agent says when it connects (its
-//! sources, the attempts it still works on); [`checks`] asks hosts to test their sources.
+//! sources, the attempts it still works on); [`checks`] asks hosts to test their sources; [`relay`] reaches agents that are
+//! connected to other coordinators; [`presence`] keeps what the database says of coordinators and sessions true.
 
 pub mod checks;
 mod heads;
 pub mod hello;
+pub mod presence;
 pub mod registry;
+pub mod relay;
 
 use std::sync::Arc;
 
@@ -15,6 +18,9 @@ use sealift_common::id::AgentId;
 pub use crate::config::SessionSettings;
 use crate::core::Core;
 use crate::runs::Runs;
+use presence::Presence;
+use relay::Relay;
+
 pub use heads::SaidHead;
 pub use hello::{Hello, SaidAttempt, SaidEnd, SaidSource, Welcome};
 pub use registry::{Closed, Command, Sessions};
@@ -25,13 +31,33 @@ pub struct SessionService {
     pub(crate) core: Core,
     pub(crate) runs: Runs,
     pub(crate) registry: Arc<Sessions>,
+    pub(crate) relay: Relay,
+    pub(crate) presence: Presence,
     pub(crate) settings: SessionSettings,
 }
 
 impl SessionService {
     /// Sessions that work on `runs`.
-    pub fn new(core: Core, runs: Runs, registry: Arc<Sessions>, settings: SessionSettings) -> Self {
-        Self { core, runs, registry, settings }
+    pub fn new(
+        core: Core,
+        runs: Runs,
+        registry: Arc<Sessions>,
+        settings: SessionSettings,
+        address: &str,
+    ) -> Self {
+        let relay = Relay::new(core.clone(), registry.clone());
+        let presence = Presence::new(core.clone(), registry.clone(), address);
+        Self { core, runs, registry, relay, presence, settings }
+    }
+
+    /// Reaches agents wherever they are connected.
+    pub fn relay(&self) -> &Relay {
+        &self.relay
+    }
+
+    /// This coordinator among the others.
+    pub fn presence(&self) -> &Presence {
+        &self.presence
     }
 
     /// Who is connected.
@@ -44,8 +70,8 @@ impl SessionService {
         self.settings
     }
 
-    /// Whether this agent is connected here.
+    /// Whether this agent is connected to any coordinator.
     pub fn is_connected(&self, agent: AgentId) -> bool {
-        self.registry.is_connected(agent)
+        self.registry.is_connected_anywhere(agent)
     }
 }

@@ -1,9 +1,10 @@
 //! Who is connected here, and the bounded queue to each.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::time::Duration;
 
 use sealift_common::clock::UnixMillis;
 use sealift_common::crypto::EpochId;
@@ -75,6 +76,8 @@ pub enum Closed {
 #[derive(Debug)]
 pub struct SessionEntry {
     number: u64,
+    /// Counts the agent's sessions on all coordinators.
+    epoch: u64,
     /// The agent's process.
     pub instance: InstanceId,
     /// From where.
@@ -100,6 +103,7 @@ pub struct SessionEnd {
 pub struct Sessions {
     sessions: Mutex<HashMap<AgentId, SessionEntry>>,
     numbers: AtomicU64,
+    elsewhere: Mutex<HashSet<AgentId>>,
 }
 
 impl Sessions {
@@ -107,10 +111,11 @@ impl Sessions {
         self.sessions.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    /// Registers a session; an older one of the same agent is closed.
+    /// Registers a session; an older one of the same agent, as their epochs say, is closed.
     pub fn open(
         &self,
         agent: AgentId,
+        epoch: u64,
         instance: InstanceId,
         address: SocketAddr,
         now: UnixMillis,
@@ -119,8 +124,13 @@ impl Sessions {
         let (closed, closed_receiver) = watch::channel(None);
         let number = self.numbers.fetch_add(1, Ordering::Relaxed);
         let heard = AtomicI64::new(now.0);
-        let entry = SessionEntry { number, instance, address, commands, closed, heard };
-        if let Some(older) = self.lock().insert(agent, entry) {
+        let entry = SessionEntry { number, epoch, instance, address, commands, closed, heard };
+        let mut sessions = self.lock();
+        let older = match sessions.get(&agent) {
+            Some(newer) if newer.epoch > epoch => Some(entry),
+            _ => sessions.insert(agent, entry),
+        };
+        if let Some(older) = older {
             older.closed.send_replace(Some(Closed::Replaced));
         }
         SessionEnd { number, commands: command_receiver, closed: closed_receiver }
@@ -139,6 +149,39 @@ impl Sessions {
         if let Some(entry) = self.lock().remove(&agent) {
             entry.closed.send_replace(Some(why));
         }
+    }
+
+    /// Closes an agent's session here, if it is older than this one.
+    pub fn close_below(&self, agent: AgentId, epoch: u64) {
+        let mut sessions = self.lock();
+        if sessions.get(&agent).is_some_and(|entry| entry.epoch < epoch)
+            && let Some(entry) = sessions.remove(&agent)
+        {
+            entry.closed.send_replace(Some(Closed::Replaced));
+        }
+    }
+
+    /// The epoch of each session here.
+    pub fn epochs(&self) -> Vec<(AgentId, u64)> {
+        self.lock().iter().map(|(agent, entry)| (*agent, entry.epoch)).collect()
+    }
+
+    /// Remembers which agents are connected to other coordinators.
+    pub fn set_elsewhere(&self, agents: HashSet<AgentId>) {
+        *self.elsewhere.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = agents;
+    }
+
+    /// Whether an agent is connected to any coordinator, as far as this one knows.
+    pub fn is_connected_anywhere(&self, agent: AgentId) -> bool {
+        self.is_connected(agent)
+            || self.elsewhere.lock().unwrap_or_else(std::sync::PoisonError::into_inner).contains(&agent)
+    }
+
+    /// How many agents are connected to any coordinator, as far as this one knows.
+    pub fn count_anywhere(&self) -> usize {
+        let elsewhere = self.elsewhere.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let here = self.lock();
+        here.len() + elsewhere.iter().filter(|agent| !here.contains_key(agent)).count()
     }
 
     /// Tells an agent something. `false` where it is not connected here; an agent whose queue is full is disconnected.
@@ -161,6 +204,16 @@ impl Sessions {
             // A full queue means that the agent does not listen: it finds out when the connection ends.
             let _ = entry.commands.try_send(command.clone());
         }
+    }
+
+    /// Waits until nobody is connected any more; `false` where somebody still is after `patience`.
+    pub async fn deserted(&self, patience: Duration) -> bool {
+        let empty = async {
+            while self.count() > 0 {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(patience, empty).await.is_ok()
     }
 
     /// Closes all sessions.
@@ -203,17 +256,21 @@ mod tests {
     use super::*;
     use sealift_common::id::Random;
 
-    fn open(sessions: &Sessions, agent: AgentId) -> SessionEnd {
+    fn open(sessions: &Sessions, agent: AgentId, epoch: u64) -> SessionEnd {
         let instance = InstanceId::generate(&Random::from_seed(1));
-        sessions.open(agent, instance, "127.0.0.1:1".parse().unwrap(), UnixMillis(0))
+        sessions.open(agent, epoch, instance, "127.0.0.1:1".parse().unwrap(), UnixMillis(0))
     }
 
     #[test]
     fn the_newest_session_wins_and_the_older_ones_end_does_not_matter() {
         let (sessions, agent) = (Sessions::default(), AgentId::from_bytes([1; 16]));
-        let older = open(&sessions, agent);
-        let mut newer = open(&sessions, agent);
+        let older = open(&sessions, agent, 1);
+        let mut newer = open(&sessions, agent, 3);
         assert_eq!(*older.closed.borrow(), Some(Closed::Replaced));
+        // What was opened before, and comes to be registered after.
+        assert_eq!(*open(&sessions, agent, 2).closed.borrow(), Some(Closed::Replaced));
+        sessions.close_below(agent, 3);
+        assert_eq!(*newer.closed.borrow(), None);
         sessions.ended(agent, older.number);
         assert!(sessions.send(agent, Command::Reconnect { reason: "test".into() }));
         assert!(newer.commands.try_recv().is_ok());
@@ -225,7 +282,7 @@ mod tests {
     #[test]
     fn an_agent_that_does_not_listen_is_disconnected() {
         let (sessions, agent) = (Sessions::default(), AgentId::from_bytes([1; 16]));
-        let session = open(&sessions, agent);
+        let session = open(&sessions, agent, 1);
         let sent = (0..QUEUE + 1)
             .filter(|_| sessions.send(agent, Command::Reconnect { reason: String::new() }))
             .count();

@@ -40,6 +40,8 @@ pub(super) struct Connections {
     pub dialect: Dialect,
     pub writer: Pool<Db>,
     pub readers: Pool<Db>,
+    /// Where to listen to notifications.
+    pub listen: Option<PostgresUrl>,
     _lock: Option<Arc<File>>,
 }
 
@@ -79,7 +81,7 @@ async fn open_sqlite(path: &Path) -> Result<Connections, StoreError> {
     let writer = pool(1, SQLITE_WRITER).connect_with(options("rw")?).await.map_err(failed)?;
     migrations::run(Dialect::Sqlite, &mut *writer.acquire().await.map_err(failed)?).await?;
     let readers = pool(SQLITE_READERS, SQLITE_READER).connect_with(options("ro")?).await.map_err(failed)?;
-    Ok(Connections { dialect: Dialect::Sqlite, writer, readers, _lock: Some(Arc::new(lock)) })
+    Ok(Connections { dialect: Dialect::Sqlite, writer, readers, listen: None, _lock: Some(Arc::new(lock)) })
 }
 
 async fn open_postgres(url: &PostgresUrl) -> Result<Connections, StoreError> {
@@ -94,7 +96,7 @@ async fn open_postgres(url: &PostgresUrl) -> Result<Connections, StoreError> {
     let writer = pool(POSTGRES_WRITERS, POSTGRES_WRITER).test_before_acquire(false);
     let writer = writer.connect_with(options.clone()).await.map_err(failed)?;
     let readers = pool(POSTGRES_READERS, POSTGRES_READER).connect_with(options).await.map_err(failed)?;
-    Ok(Connections { dialect: Dialect::Postgres, writer, readers, _lock: None })
+    Ok(Connections { dialect: Dialect::Postgres, writer, readers, listen: Some(url.clone()), _lock: None })
 }
 
 /// Makes the file (0600) where it is missing, and locks it.

@@ -98,6 +98,50 @@ pub fn placeholders(first: usize, count: usize) -> String {
     (first..first + count).map(|n| format!("${n}")).collect::<Vec<_>>().join(", ")
 }
 
+/// The channel of notifications. They are hints: what they are about is in the database.
+const CHANNEL: &str = "sealift";
+/// To whom: all coordinators.
+pub const EVERYBODY: &str = "*";
+
+/// Tells a coordinator, or [`EVERYBODY`], that there is something for it, once the transaction is committed. On SQLite there is
+/// nobody to tell.
+///
+/// # Errors
+/// The database's own.
+pub async fn notify(tx: &mut Tx, whom: &str) -> Result<(), StoreError> {
+    if Dialect::of(tx) == Dialect::Postgres {
+        sqlx::query("SELECT pg_notify($1, $2)")
+            .bind(CHANNEL)
+            .bind(whom)
+            .execute(tx)
+            .await
+            .map_err(failed("notify coordinators"))?;
+    }
+    Ok(())
+}
+
+/// Notifications, as they come.
+#[derive(Debug)]
+pub struct Hints(sqlx::postgres::PgListener);
+
+impl Hints {
+    pub(super) async fn listen(url: &str) -> Result<Self, StoreError> {
+        let failed = |source| StoreError::Database { operation: "listen to notifications", source };
+        let mut listener = sqlx::postgres::PgListener::connect(url).await.map_err(failed)?;
+        listener.listen(CHANNEL).await.map_err(failed)?;
+        Ok(Self(listener))
+    }
+
+    /// Whom the next one is for. After an error, listen anew.
+    ///
+    /// # Errors
+    /// The database's own.
+    pub async fn next(&mut self) -> Result<String, StoreError> {
+        let next = self.0.recv().await.map_err(failed("wait for a notification"))?;
+        Ok(next.payload().to_owned())
+    }
+}
+
 /// What trying again may do for a transaction that failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Cure {

@@ -9,11 +9,13 @@
 //! changes what may be referred to ([`sources::lock_series`]), the agent's and the token's for changes of theirs. Where
 //! several are needed: agent, run, series.
 
+pub mod agent_sessions;
 pub mod agents;
 pub mod attempts;
 pub mod audit;
 pub mod backups;
 mod connect;
+pub mod coordinators;
 pub mod dialect;
 pub mod fleet;
 pub mod installation;
@@ -44,7 +46,7 @@ use sqlx::any::AnyTypeInfoKind;
 use sqlx::{Column as _, Connection as _, Row as _};
 
 use dialect::Cure;
-pub use dialect::{Db, Dialect, Row, Tx, claiming, locking, placeholders};
+pub use dialect::{Db, Dialect, Hints, Row, Tx, claiming, locking, placeholders};
 pub use url::{DatabaseUrl, InvalidDatabaseUrl, PostgresUrl};
 
 /// How often a transaction is tried before its error is passed on.
@@ -320,6 +322,17 @@ impl Store {
     /// Where none is free in time.
     pub async fn reader(&self) -> Result<sqlx::pool::PoolConnection<Db>, StoreError> {
         self.0.readers.acquire().await.map_err(failed("get a connection"))
+    }
+
+    /// Listens to notifications; `None` on SQLite, where there are none.
+    ///
+    /// # Errors
+    /// The database's own.
+    pub async fn hints(&self) -> Result<Option<Hints>, StoreError> {
+        match &self.0.listen {
+            Some(url) => Hints::listen(url.connect_url().as_str()).await.map(Some),
+            None => Ok(None),
+        }
     }
 
     /// Closes all connections; what is committed is on disk.

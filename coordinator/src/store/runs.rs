@@ -1,7 +1,7 @@
 //! Runs: what was asked for.
 
 use sealift_common::clock::UnixMillis;
-use sealift_common::id::{AgentId, BackupId, PolicyId, RunId, SeriesId};
+use sealift_common::id::{AgentId, BackupId, CoordinatorId, PolicyId, RunId, SeriesId};
 use sealift_common::name::Name;
 use sqlx::Row as _;
 
@@ -264,13 +264,14 @@ pub async fn by_prefix(tx: &mut Tx, prefix: &str) -> Result<Vec<RunRow>, StoreEr
         .map_err(failed(READ))
 }
 
-/// Runs that wait and are due, of series on which nothing is under way, oldest first, those after `after` (when it is due, and
-/// its id).
+/// Runs that wait and are due, of agents whose session `coordinator` holds and of series on which nothing is under way, oldest
+/// first, those after `after` (when it is due, and its id).
 ///
 /// # Errors
 /// The database's own.
 pub async fn due(
     tx: &mut Tx,
+    coordinator: CoordinatorId,
     now: UnixMillis,
     after: &(i64, String),
     limit: u32,
@@ -278,6 +279,8 @@ pub async fn due(
     sqlx::query(
         "SELECT * FROM runs WHERE ended_ms IS NULL AND state IN ('queued', 'backoff') AND due_ms <= $1
             AND (due_ms > $3 OR (due_ms = $3 AND id > $4))
+            AND EXISTS (SELECT 1 FROM agent_sessions
+                WHERE agent_sessions.agent_id = runs.agent_id AND agent_sessions.coordinator_id = $5)
             AND NOT EXISTS (SELECT 1 FROM attempts WHERE attempts.series_id = runs.series_id AND attempts.ended_ms IS NULL)
          ORDER BY due_ms, id LIMIT $2",
     )
@@ -285,6 +288,7 @@ pub async fn due(
     .bind(i64::from(limit))
     .bind(after.0)
     .bind(&after.1)
+    .bind(coordinator.to_string())
     .try_map(decode)
     .fetch_all(tx)
     .await

@@ -122,3 +122,61 @@ async fn of_several_coordinators_one_leads_and_another_when_it_is_dead() {
         assert!(runtime.leadership().current().is_none());
     }
 }
+
+/// The lease has ended, and the leader does not know: its transaction either ends before the next term begins, or is refused.
+#[tokio::test]
+async fn the_next_term_begins_after_the_last_transaction_of_the_one_before() {
+    let dir = tempfile::tempdir().unwrap();
+    let on = Database::postgres();
+    let old = core(&on, &dir).await;
+    let lifecycle = Lifecycle::default();
+    let runtime = Runtime::start(&old, TIMING, &lifecycle);
+    let leader = term(runtime.leadership()).await;
+    let (fenced, in_between) = tokio::sync::oneshot::channel::<()>();
+    let (go_on, wait) = tokio::sync::oneshot::channel::<()>();
+    let (fenced, wait) = (std::sync::Mutex::new(Some(fenced)), std::sync::Mutex::new(Some(wait)));
+    let late = {
+        let (old, leader) = (old.clone(), leader.clone());
+        tokio::spawn(async move {
+            let (leader, fenced, wait) = (&leader, &fenced, &wait);
+            let late = old.store.run_tx("a slow transaction", move |tx, _| {
+                async move {
+                    leader.fence(tx).await?;
+                    fenced.lock().unwrap().take().unwrap().send(()).unwrap();
+                    let wait = wait.lock().unwrap().take().unwrap();
+                    wait.await.unwrap();
+                    installation::get_or_set(tx, "late", "yes").await
+                }
+                .boxed()
+            });
+            late.await
+        })
+    };
+    in_between.await.unwrap();
+    // It gives the lease back while its own transaction is still open.
+    lifecycle.soft.cancel();
+    tokio::time::timeout(PATIENCE, lifecycle.finished()).await.unwrap();
+    let new = core(&on, &dir).await;
+    let lifecycle = Lifecycle::default();
+    let next = Runtime::start(&new, TIMING, &lifecycle);
+    let seeks = async {
+        let leader = term(next.leadership()).await;
+        let late = installation::get(&mut new.store.reader().await.unwrap(), "late").await.unwrap();
+        (leader.epoch(), late)
+    };
+    let ends = async {
+        // The new one is at the row, and waits for it.
+        let mut reader = old.store.reader().await.unwrap();
+        let waits = "SELECT COUNT(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'";
+        while sqlx::query_scalar::<_, i64>(waits).fetch_one(&mut *reader).await.unwrap() == 0 {
+            tokio::task::yield_now().await;
+        }
+        go_on.send(()).unwrap();
+    };
+    let ((epoch, late_seen), ()) = tokio::join!(seeks, ends);
+    assert_eq!(late.await.unwrap().unwrap(), "yes");
+    assert_eq!((epoch, late_seen.as_deref()), (leader.epoch() + 1, Some("yes")));
+    assert!(matches!(write(&old, &leader).await, Err(StoreError::Deposed { .. })));
+    lifecycle.soft.cancel();
+    tokio::time::timeout(PATIENCE, lifecycle.finished()).await.unwrap();
+}

@@ -16,7 +16,8 @@ use sealift_coordinator::uploads::{MAX_AHEAD, UploadError};
 use crate::support::database::{Database, on_both_databases};
 use crate::support::{Agent, World, recipient};
 
-/// A coordinator beside the world's own, on the same database, to which these agents seem to be connected.
+/// A coordinator beside the world's own, on the same database, to which these agents seem to be connected: all of them call
+/// themselves the world's, so that each may claim.
 fn coordinator(
     world: &World,
     agents: &[&Agent],
@@ -24,7 +25,7 @@ fn coordinator(
     let sessions = Arc::new(Sessions::default());
     let open = |agent: &&Agent| {
         let instance = InstanceId::generate(&world.core.random);
-        sessions.open(agent.id, instance, "127.0.0.1:1".parse().unwrap(), world.clock.now())
+        sessions.open(agent.id, 1, instance, "127.0.0.1:1".parse().unwrap(), world.clock.now())
     };
     let ends = agents.iter().map(open).collect();
     (Runs::new(world.core.clone(), sessions, Duration::from_secs(120)), ends)
@@ -48,6 +49,7 @@ async fn a_run_is_claimed_once_by_however_many_coordinators(on: Database) {
     let coordinators: Vec<_> = (0..4).map(|_| coordinator(&world, &all)).collect();
     let mut runs = Vec::new();
     for agent in &agents {
+        world.connected(agent).await;
         runs.push(started(&world, agent).await);
     }
     let sent = join_all(coordinators.iter().map(|(runs, _)| runs.dispatch_once())).await;

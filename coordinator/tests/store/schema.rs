@@ -67,7 +67,12 @@ async fn both_databases_have_the_same_schema() {
     );
     let mut here = rows(&sqlite, &sql, indices).await;
     // The key of a COUNTER is the table itself.
-    here.insert(("audit_events".into(), String::new(), "seq".into(), true, false));
+    let sql = format!(
+        "SELECT m.name AS t, c.name AS c FROM sqlite_master m JOIN pragma_table_info(m.name) c
+         WHERE {OURS} AND c.type = 'INTEGER'"
+    );
+    let counters = rows(&sqlite, &sql, |row| (text(row, "t"), text(row, "c"))).await;
+    here.extend(counters.into_iter().map(|(table, column)| (table, String::new(), column, true, false)));
     let sql = "SELECT t.relname::TEXT AS t, i.indisunique AS uniq, i.indpred IS NOT NULL AS partial,
             CASE WHEN EXISTS (SELECT 1 FROM pg_constraint k WHERE k.conindid = i.indexrelid AND k.contype IN ('p', 'u'))
                 THEN '' ELSE x.relname::TEXT END AS i,

@@ -248,6 +248,12 @@ impl World {
         }
     }
 
+    /// Records that this coordinator holds the agent's session.
+    pub async fn connected(&self, agent: &Agent) {
+        let (here, now) = (self.core.coordinator, self.core.lease_time());
+        self.write(|tx, _| store::agent_sessions::open(tx, agent.id, here, now).boxed()).await;
+    }
+
     /// Starts a run of an agent's source and its first attempt, which the agent has accepted.
     pub async fn attempt(&self, agent: &Agent) -> AttemptRef {
         let now = self.clock.now();

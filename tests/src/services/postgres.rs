@@ -30,6 +30,7 @@ pub struct Postgres {
     process: Process,
     port: u16,
     password: String,
+    options: PostgresOptions,
     scratch: Scratch,
 }
 
@@ -49,7 +50,7 @@ impl Postgres {
         for _ in 0..ATTEMPTS {
             let port = free_port();
             if let Some(process) = serve(&scratch, port, &options) {
-                return Self { process, port, password, scratch };
+                return Self { process, port, password, options, scratch };
             }
         }
         panic!(
@@ -95,6 +96,20 @@ impl Postgres {
     /// The server's process.
     pub fn process(&mut self) -> &mut Process {
         &mut self.process
+    }
+
+    /// Ends the server at once, as a power cut would: whoever is connected is cut off.
+    #[track_caller]
+    pub fn stop(&mut self) {
+        self.process.stop(Signal::SIGQUIT, wait::LIMIT);
+    }
+
+    /// Starts it again on its own port, with what it had.
+    #[track_caller]
+    pub fn start_again(&mut self) {
+        let started = serve(&self.scratch, self.port, &self.options);
+        self.process =
+            started.unwrap_or_else(|| panic!("PostgreSQL does not start again: {}", self.process.log_end()));
     }
 
     /// A client program, told where the server is and (through its environment) the superuser's password.

@@ -12,7 +12,7 @@ use super::{ATTEMPTS, free_port, new_password};
 use crate::gateway::Gateway;
 use crate::process::{Process, guarded, program, run};
 use crate::scratch::Scratch;
-use crate::{tool, wait, workspace};
+use crate::{binary, tool, wait, workspace};
 
 const INSTALL_RGW: &str = "apt-get install ceph-mon ceph-osd radosgw ceph-common (make test does)";
 
@@ -85,6 +85,28 @@ impl S3 {
             };
         }
         panic!("rclone does not start: {}", std::fs::read_to_string(scratch.join("log")).unwrap_or_default());
+    }
+
+    /// A bucket on the server that is embedded in `sealift-coordinator dev`, in a process of its own.
+    #[track_caller]
+    pub fn embedded() -> Self {
+        let scratch = Scratch::new("embedded");
+        let (port, data) = (free_port(), scratch.join("data"));
+        let mut command = guarded(binary("sealift-coordinator"));
+        command.env("SEALIFT_LOG", "warn,s3s=off,s3s_fs=off").arg("dev").arg("--data-dir").arg(&data);
+        command.args(["--listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0"]);
+        command.args(["--s3-listen", &format!("127.0.0.1:{port}")]);
+        let mut process = Process::start("sealift-coordinator dev", command, &scratch.join("log"));
+        wait::until("the embedded server is ready", || {
+            process.still_runs().unwrap_or_else(|ended| panic!("{ended}"));
+            if process.log().lines().any(|line| line.trim() == "ready") {
+                Ok(())
+            } else {
+                Err("no line `ready`")
+            }
+        });
+        let server = Self::known(&format!("http://127.0.0.1:{port}"), "sealift", &data.join("s3.env"));
+        Self { prefix: new_name("p"), _server: Some(Arc::new((process, scratch))), ..server }
     }
 
     /// The endpoint of `SEALIFT_TEST_S3_ENDPOINT`, `_REGION`, `_BUCKET` and the usual AWS variables, where it is set.

@@ -63,6 +63,12 @@ pub struct Invitation {
 }
 
 impl Invitation {
+    /// The same, with the `n`-th coordinator first.
+    pub fn first_at(mut self, n: usize) -> Self {
+        self.coordinators.rotate_left(n);
+        self
+    }
+
     /// A new token for `uses` hosts with these labels.
     #[track_caller]
     pub fn of(cluster: &Cluster, uses: usize, labels: &[(&str, &str)]) -> Self {
@@ -75,7 +81,7 @@ impl Invitation {
         Self {
             token: text("token"),
             ca_sha256: text("ca_sha256").parse().expect("a fingerprint"),
-            coordinators: vec![cluster.url().parse().expect("a URL")],
+            coordinators: cluster.urls().iter().map(|url| url.parse().expect("a URL")).collect(),
         }
     }
 }

@@ -25,8 +25,8 @@ use crate::policy::Policies;
 use crate::policy::promise::{Rpo, measure};
 use crate::policy::resolve::{Standing, Subject, resolve};
 use crate::policy::standings;
+use crate::sessions::SessionService;
 use crate::sessions::checks::{Checks, PATIENCE, SourceCheck};
-use crate::sessions::{Closed, SessionService};
 use crate::store::agents::{AgentRow, AgentState};
 use crate::store::backups::BackupRow;
 use crate::store::sources::SourceRow;
@@ -255,7 +255,7 @@ impl AgentAdmin for AgentApi {
         let ctx = self.gate.context(&request).await?;
         let wire = request.into_inner();
         let row = self.identities.revoke_agent(&ctx, &wire.agent, &wire.reason).await?;
-        self.sessions.registry().close(row.id, Closed::Revoked);
+        self.sessions.relay().revoke(row.id).await?;
         self.sessions.runs.end_all_of(&ctx, row.id, "the agent was revoked").await?;
         self.whole(row).await
     }
@@ -326,10 +326,14 @@ impl AgentApi {
         let name = agent.name.to_string();
         let problem =
             |error: &str| v1::TestSourcesReply { agent: name.clone(), check: None, error: error.to_owned() };
-        let Some(mut answers) = self.checks.ask(self.sessions.registry(), agent.id, request, source) else {
-            // Whoever asked is gone: nobody to tell.
-            let _ = out.send(Ok(problem("is not connected"))).await;
-            return;
+        let mut answers = match self.checks.ask(self.sessions.relay(), agent.id, request, source).await {
+            Ok(Some(answers)) => answers,
+            outcome => {
+                let answer = outcome.map(|_| problem("is not connected")).map_err(Status::from);
+                // Whoever asked is gone: nobody to tell.
+                let _ = out.send(answer).await;
+                return;
+            }
         };
         loop {
             let answer = tokio::select! {

@@ -1,7 +1,5 @@
 //! How a host becomes an agent, and stays one.
 
-use std::sync::Arc;
-
 use sealift_common::id::AgentId;
 use sealift_proto::v1;
 use sealift_proto::v1::certificates_server::Certificates;
@@ -12,7 +10,7 @@ use super::{Gate, convert};
 use crate::identity::ca::RequestedKey;
 use crate::identity::enrol::{Enrolled, Enrolment, Membership};
 use crate::identity::{Identities, IdentityError};
-use crate::sessions::{Closed, Sessions};
+use crate::sessions::relay::Relay;
 
 /// Enrolment and certificates.
 #[derive(Debug, Clone)]
@@ -21,8 +19,8 @@ pub struct EnrollmentApi {
     pub gate: Gate,
     /// What does the work.
     pub identities: Identities,
-    /// Who is connected.
-    pub sessions: Arc<Sessions>,
+    /// Shuts out whom a new host replaces.
+    pub relay: Relay,
 }
 
 #[allow(clippy::result_large_err)]
@@ -71,7 +69,7 @@ impl Enrollment for EnrollmentApi {
         match self.identities.enrol(&ctx, enrolment).await? {
             Enrolled::Member(membership) => {
                 // Where its host was replaced: the old one is shut out at once.
-                self.sessions.close(membership.agent.id, Closed::Revoked);
+                self.relay.revoke(membership.agent.id).await?;
                 Ok(self.reply(*membership))
             }
             Enrolled::Replaces(agent) => {

@@ -178,7 +178,7 @@ impl FleetAdmin for FleetApi {
         let counts = fleet::counts(&mut conn).await?;
         let unknown_heads = unknown_heads::count(&mut conn).await?;
         let trust = self.identities.trust_state(&mut conn).await?;
-        let connected = u32::try_from(self.sessions.registry().count()).unwrap_or(u32::MAX);
+        let connected = u32::try_from(self.sessions.registry().count_anywhere()).unwrap_or(u32::MAX);
         let trust_version = trust.as_ref().map_or(0, |trust| trust.known.version);
         let recipients: HashMap<_, _> = trust
             .iter()

@@ -13,7 +13,6 @@ use super::convert;
 use super::tokens::DEFAULT_LIFE;
 use crate::identity::hosts::LabelChange;
 use crate::identity::token::TokenTerms;
-use crate::sessions::Closed;
 
 /// Hosts over their life.
 #[derive(Debug, Clone)]
@@ -81,7 +80,7 @@ impl HostAdmin for HostApi {
         let keep_until = UnixMillis(wire.keep_until_ms);
         let api = &self.agents;
         let row = api.identities.retire_agent(&ctx, &wire.agent, keep_until, &wire.reason).await?;
-        api.sessions.registry().close(row.id, Closed::Revoked);
+        api.sessions.relay().revoke(row.id).await?;
         api.sessions.runs.end_all_of(&ctx, row.id, "the agent was retired").await?;
         api.whole(row).await
     }

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::pin::Pin;
+use std::time::Duration;
 
 use futures::Stream;
 use sealift_common::clock::UnixMillis;
@@ -28,6 +29,8 @@ use crate::store::{Tx, agents, sources};
 const MAX_STARTED: usize = 10_000;
 /// Changes that wait for the network.
 const QUEUE: usize = 16;
+/// How often a run that is watched is looked at, even if nothing was heard.
+const LOOK_AGAIN: Duration = Duration::from_secs(2);
 
 /// Runs.
 #[derive(Debug, Clone)]
@@ -240,16 +243,22 @@ impl RunApi {
         out: &mpsc::Sender<Result<v1::Run, Status>>,
     ) -> Result<(), Status> {
         let id = view.run.id;
+        let mut sent: Option<RunView> = None;
         loop {
             let over = view.run.state.is_over();
-            if out.send(Ok(self.to_wire(view).await?)).await.is_err() || over {
-                return Ok(());
+            if sent.as_ref() != Some(&view) {
+                sent = Some(view.clone());
+                if out.send(Ok(self.to_wire(view).await?)).await.is_err() || over {
+                    return Ok(());
+                }
             }
             loop {
                 let change = tokio::select! {
                     () = out.closed() => return Ok(()),
                     () = self.stop.cancelled() => return Err(Status::unavailable("the coordinator stops; try again")),
                     change = changes.recv() => change,
+                    // What other coordinators do with the run is not heard here.
+                    () = tokio::time::sleep(LOOK_AGAIN) => break,
                 };
                 match change {
                     Ok(changed) if changed == id => break,

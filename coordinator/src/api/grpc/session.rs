@@ -70,7 +70,7 @@ impl Session for SessionApi {
 
         let (outgoing, receiver) = mpsc::channel(QUEUE);
         let now = self.sessions.core.clock.now();
-        let end = self.sessions.registry.open(agent, hello.instance, address, now);
+        let end = self.sessions.registry.open(agent, welcome.epoch, hello.instance, address, now);
         let reply = v1::Welcome {
             protocol: PROTOCOL_MAX,
             features: Vec::new(),
@@ -88,7 +88,7 @@ impl Session for SessionApi {
             })
         }));
         tracing::info!(%agent, %address, version = hello.version, "an agent has connected");
-        let session = Live { api: self.clone(), ctx, agent, outgoing };
+        let session = Live { api: self.clone(), ctx, agent, epoch: welcome.epoch, outgoing };
         tokio::spawn(session.serve(incoming, end, greetings));
         // What may have waited for this agent.
         self.sessions.runs.wake();
@@ -173,6 +173,7 @@ struct Live {
     api: SessionApi,
     ctx: OpContext,
     agent: AgentId,
+    epoch: u64,
     outgoing: Outgoing,
 }
 
@@ -190,6 +191,10 @@ impl Live {
         if let Some(status) = why {
             // The agent is gone already: nobody to tell.
             let _ = self.outgoing.try_send(Err(status));
+        }
+        if let Err(error) = self.api.sessions.presence.closed(self.agent, self.epoch).await {
+            // The next comparison finds it.
+            tracing::warn!(error = &error as &dyn std::error::Error, agent = %self.agent, "cannot record the end of a session");
         }
     }
 
@@ -275,8 +280,8 @@ impl Live {
                     server_version: short(&check.server_version),
                 };
                 let checks = result.checks.into_iter().take(MAX_SOURCES).map(check).collect();
-                self.api.checks.answered(self.agent, request, CheckAnswer { checks, last: result.last });
-                Ok(())
+                let answer = CheckAnswer { checks, last: result.last };
+                Ok(self.api.sessions.relay.tested(&self.api.checks, self.agent, request, answer).await?)
             }
         }
     }
