@@ -122,7 +122,7 @@ impl Retention {
                     tx,
                     series,
                     Operation::Collect,
-                    &self.core.instance.to_string(),
+                    &self.core.coordinator.to_string(),
                     now,
                     now.plus(LEASE),
                 )
@@ -138,7 +138,7 @@ impl Retention {
             .store
             .run_tx("give a series back", move |tx, _| {
                 async move {
-                    let holder = self.core.instance.to_string();
+                    let holder = self.core.coordinator.to_string();
                     series_operations::give_back(tx, series, Operation::Collect, &holder).await
                 }
                 .boxed()

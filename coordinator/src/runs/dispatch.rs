@@ -157,7 +157,7 @@ impl Runs {
         }
         let policy = self.documents.of_run(tx, &run).await?;
         if run.plan.is_some_and(|plan| plan.deadline <= now)
-            || !take_place(tx, &run, policy.as_deref(), &self.core.instance.to_string(), self.most).await?
+            || !take_place(tx, &run, policy.as_deref(), &self.core.coordinator.to_string(), self.most).await?
         {
             return Ok(None);
         }

@@ -40,7 +40,7 @@ impl Runs {
         let said = said
             .with("before", !held)
             .with("after", held)
-            .with("coordinator", self.core.instance.to_string());
+            .with("coordinator", self.core.coordinator.to_string());
         OpContext::coordinator(&self.core).record_alone(action, &"dispatch", Outcome::Done, said).await?;
         self.held.store(held, Ordering::Relaxed);
         self.wake();
