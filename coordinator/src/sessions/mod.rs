@@ -14,6 +14,7 @@ use sealift_common::id::AgentId;
 
 pub use crate::config::SessionSettings;
 use crate::core::Core;
+use crate::recovery::Generations;
 use crate::runs::Runs;
 pub use heads::SaidHead;
 pub use hello::{Hello, SaidAttempt, SaidEnd, SaidSource, Welcome};
@@ -26,12 +27,19 @@ pub struct SessionService {
     pub(crate) runs: Runs,
     pub(crate) registry: Arc<Sessions>,
     pub(crate) settings: SessionSettings,
+    pub(crate) generations: Generations,
 }
 
 impl SessionService {
     /// Sessions that work on `runs`.
-    pub fn new(core: Core, runs: Runs, registry: Arc<Sessions>, settings: SessionSettings) -> Self {
-        Self { core, runs, registry, settings }
+    pub fn new(
+        core: Core,
+        runs: Runs,
+        registry: Arc<Sessions>,
+        settings: SessionSettings,
+        generations: Generations,
+    ) -> Self {
+        Self { core, runs, registry, settings, generations }
     }
 
     /// Who is connected.
