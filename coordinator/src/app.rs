@@ -32,6 +32,7 @@ use crate::api::grpc::enrollment::EnrollmentApi;
 use crate::api::grpc::fleet::FleetApi;
 use crate::api::grpc::hosts::HostApi;
 use crate::api::grpc::policies::PolicyApi;
+use crate::api::grpc::recovery::RecoveryApi;
 use crate::api::grpc::retention::RetentionApi;
 use crate::api::grpc::runs::RunApi;
 use crate::api::grpc::series::SeriesApi;
@@ -50,6 +51,7 @@ use crate::identity::ca::{Ca, CaError, SERVER_LIFE};
 use crate::objects::http::InvalidTls;
 use crate::objects::{ObjectError, ObjectErrorKind, ObjectStore, Put, monitor};
 use crate::policy::Policies;
+use crate::recovery::{Generations, OwnBackups, Reconciler, RecoveryService};
 use crate::retention::{Retention, reconcile};
 use crate::runs::{Runs, dispatch, storage};
 use crate::runtime::{Every, Runtime};
@@ -206,8 +208,16 @@ impl Coordinator {
             .at_most(settings.scheduler.concurrent);
         let policies = Policies::new(core.clone());
         let scheduler = Scheduler::new(core.clone(), runs.clone());
+        let generations = Generations::new(core.clone(), objects.clone());
         let address = settings.identity.coordinators.first().map(ToString::to_string).unwrap_or_default();
-        let sessions = SessionService::new(core.clone(), runs.clone(), registry, settings.sessions, &address);
+        let sessions = SessionService::new(
+            core.clone(),
+            runs.clone(),
+            registry,
+            settings.sessions,
+            generations,
+            &address,
+        );
         let backups = Backups::new(core.clone(), objects.clone(), runs.clone());
         let retention = Retention::new(core.clone(), objects.clone(), backups.clone());
         Ok(Self {
@@ -231,6 +241,25 @@ impl Coordinator {
         &self.ca
     }
 
+    /// How old copies of the database are known.
+    pub fn generations(&self) -> Generations {
+        Generations::new(self.core.clone(), self.objects.clone())
+    }
+
+    /// The coordinator's own backups.
+    pub fn own_backups(&self) -> OwnBackups {
+        let ca_dir = self.settings.ca_dir.clone();
+        OwnBackups::new(self.core.clone(), self.objects.clone(), self.identities.clone(), ca_dir)
+    }
+
+    fn recovery(&self) -> RecoveryService {
+        let (core, objects) = (self.core.clone(), self.objects.clone());
+        let roots = self.settings.identity.roots.clone();
+        let reconciler = Reconciler::new(core.clone(), objects, self.backups.clone(), roots);
+        let sessions = self.sessions.registry().clone();
+        RecoveryService::new(core, self.generations(), self.own_backups(), reconciler, sessions)
+    }
+
     /// Writes `admin.pem` and `admin.key` for an admin into `dir`, if the ones there are not good for another month.
     ///
     /// # Errors
@@ -244,6 +273,8 @@ impl Coordinator {
     /// # Errors
     /// [`AppError`] where TLS cannot be set up.
     pub fn serve(self, listeners: Listeners, lifecycle: &Lifecycle) -> Result<(), AppError> {
+        // Nothing is dispatched or deleted before the database was compared with the bucket.
+        self.core.standing.forget();
         let own = self.ca.issue_server(&self.settings.dns_names, &self.settings.addresses)?;
         let grpc_tls = ServerTls::new(&self.ca, &own, Clients::Certified)?;
         let http_tls = ServerTls::new(&self.ca, &own, Clients::Any)?;
@@ -273,6 +304,8 @@ impl Coordinator {
             }
         });
 
+        tracker.spawn(self.own_backups().keep(soft.clone()));
+        tracker.spawn(self.generations().keep(self.sessions.registry().clone(), soft.clone()));
         tracker.spawn(monitor::run(self.objects.clone(), self.core.random.clone(), soft.clone()));
         tracker.spawn(leave(self.sessions.presence().clone(), soft.clone()));
         self.reconcile(&Runtime::start(&self.core, self.settings.leader, lifecycle), limits);
@@ -282,10 +315,11 @@ impl Coordinator {
 
     /// What goes on in the background: here, and on the coordinator that leads.
     fn reconcile(&self, runtime: &Runtime, limits: Limits) {
-        let runs = self.runs.clone();
+        // What changes anything waits until the database is known to be in step with the bucket.
+        let (core, runs) = (self.core.clone(), self.runs.clone());
         runtime.everywhere(Every::new("dispatch", dispatch::INTERVAL).or_when(runs.waker()), move || {
-            let runs = runs.clone();
-            async move { runs.dispatch_once().await.map(drop) }
+            let (core, runs) = (core.clone(), runs.clone());
+            async move { if core.standing.ready().await { runs.dispatch_once().await.map(drop) } else { Ok(()) } }
         });
         let runs = self.runs.clone();
         runtime.everywhere(Every::new("extend leases", runs.lease_interval()), move || {
@@ -329,33 +363,33 @@ impl Coordinator {
             let presence = presence.clone();
             async move { presence.bury(&leader).await }
         });
-        let runs = self.runs.clone();
+        let (core, runs) = (self.core.clone(), self.runs.clone());
         runtime.on_leader(Every::new("end leases", dispatch::INTERVAL), move |leader| {
-            let runs = runs.clone();
-            async move { runs.expire_as(&leader).await }
+            let (core, runs) = (core.clone(), runs.clone());
+            async move { if core.standing.ready().await { runs.expire_as(&leader).await } else { Ok(()) } }
         });
         self.follow_schedules(runtime);
-        let backups = self.backups.clone();
+        let (core, backups) = (self.core.clone(), self.backups.clone());
         runtime.on_leader(Every::new("resolve backups", resolve::INTERVAL), move |_| {
-            let backups = backups.clone();
-            async move { backups.resolve_round().await }
+            let (core, backups) = (core.clone(), backups.clone());
+            async move { if core.standing.ready().await { backups.resolve_round().await } else { Ok(()) } }
         });
-        let retention = self.retention.clone();
+        let (core, retention) = (self.core.clone(), self.retention.clone());
         runtime.on_leader(Every::new("retention", reconcile::INTERVAL), move |leader| {
-            let retention = retention.led_by(&leader);
-            async move { retention.reconcile().await }
+            let (core, retention) = (core.clone(), retention.led_by(&leader));
+            async move { if core.standing.ready().await { retention.reconcile().await } else { Ok(()) } }
         });
-        let identities = self.identities.clone();
+        let (core, identities) = (self.core.clone(), self.identities.clone());
         runtime.on_leader(Every::new("put trust policies into the bucket", TIDY), move |_| {
-            let identities = identities.clone();
-            async move { identities.store_trust().await }
+            let (core, identities) = (core.clone(), identities.clone());
+            async move { if core.standing.ready().await { identities.store_trust().await } else { Ok(()) } }
         });
         let (core, objects, announced) =
             (self.core.clone(), self.objects.clone(), Arc::new(AtomicBool::new(false)));
         runtime.on_leader(Every::new("say whose the bucket is", TIDY), move |_| {
             let (core, objects, announced) = (core.clone(), objects.clone(), announced.clone());
             async move {
-                if !announced.load(Ordering::SeqCst) {
+                if core.standing.ready().await && !announced.load(Ordering::SeqCst) {
                     announce(&core, &objects).await?;
                     announced.store(true, Ordering::SeqCst);
                 }
@@ -433,6 +467,7 @@ impl Coordinator {
             policies: self.policies.clone(),
             scheduler: self.scheduler.clone(),
         };
+        let recovery = RecoveryApi { gate: gate.clone(), recovery: self.recovery() };
         let fleet = FleetApi {
             gate,
             core: core.clone(),
@@ -487,6 +522,10 @@ impl Coordinator {
             )
             .add_service(
                 v1::retention_admin_server::RetentionAdminServer::new(retention)
+                    .max_decoding_message_size(MAX_REQUEST),
+            )
+            .add_service(
+                v1::recovery_admin_server::RecoveryAdminServer::new(recovery)
                     .max_decoding_message_size(MAX_REQUEST),
             )
             .add_service(v1::backup_server::BackupServer::new(backup).max_decoding_message_size(MAX_REQUEST))

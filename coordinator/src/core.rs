@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use sealift_common::clock::{Clock, UnixMillis};
 use sealift_common::id::{CoordinatorId, Random, RepositoryId};
 
-use crate::store::{Store, StoreError, dialect, installation};
+use crate::recovery::state::Standing;
+use crate::store::{Store, StoreError, dialect, generation, installation};
 
 /// Cheap to clone; clones share one database.
 #[derive(Debug, Clone)]
@@ -21,8 +22,8 @@ pub struct Core {
     pub repository: RepositoryId,
     /// This coordinator process among those of the installation.
     pub coordinator: CoordinatorId,
-    /// Made with the database: a database restored from an older backup is known by it. Part of every epoch.
-    pub generation: u64,
+    /// Which copy of the database this is, and whether it is in step with the bucket.
+    pub standing: Standing,
     /// How far the database's clock is ahead of this one, in milliseconds.
     ahead: Arc<AtomicI64>,
 }
@@ -35,14 +36,14 @@ impl Core {
     pub async fn load(store: Store, clock: Clock, random: Random) -> Result<Self, StoreError> {
         let repository = RepositoryId::generate(&random);
         // Kept below 2^63, so that it is a positive number in every database and language.
-        let generation = u64::from_le_bytes(random.bytes()) >> 1;
-        let facts = store
+        let id = u64::from_le_bytes(random.bytes()) >> 1;
+        let now = clock.now();
+        let (repository, generation) = store
             .run_tx("load the installation", move |tx, _| {
                 Box::pin(async move {
                     let repository =
                         installation::get_or_set(tx, "repository_id", &repository.to_string()).await?;
-                    let generation =
-                        installation::get_or_set(tx, "generation", &generation.to_string()).await?;
+                    let generation = generation::get_or_start(tx, id, now).await?;
                     Ok::<_, StoreError>((repository, generation))
                 })
             })
@@ -52,8 +53,10 @@ impl Core {
             source: sqlx::Error::Decode(e),
         };
         let core = Self {
-            repository: facts.0.parse().map_err(|e: sealift_common::id::InvalidId| unreadable(e.into()))?,
-            generation: facts.1.parse().map_err(|e: std::num::ParseIntError| unreadable(e.into()))?,
+            repository: repository
+                .parse()
+                .map_err(|e: sealift_common::id::InvalidId| unreadable(e.into()))?,
+            standing: Standing::new(&generation),
             coordinator: CoordinatorId::generate(&random),
             store,
             clock,

@@ -32,6 +32,7 @@ pub mod core;
 pub mod identity;
 pub mod objects;
 pub mod policy;
+pub mod recovery;
 pub mod retention;
 pub mod runs;
 pub mod runtime;

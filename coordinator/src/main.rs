@@ -1,5 +1,7 @@
 //! `sealift-coordinator`: commands, and nothing else; what they do is in the library.
 
+mod recover_command;
+
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -20,6 +22,8 @@ use sealift_coordinator::config::dev::{DevDir, DevListen, write_context};
 use sealift_coordinator::config::file::ConfigFile;
 use sealift_coordinator::objects::embedded;
 use sealift_coordinator::store::Store;
+
+use recover_command::{Output, Place, Recover};
 
 /// How long a soft stop may take before the hard one.
 const GRACE: Duration = Duration::from_secs(15);
@@ -76,6 +80,22 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
     },
+    /// Store a backup of the coordinator itself in the bucket, sealed to the recipients; it also makes one every day.
+    #[command(
+        after_help = "Examples:\n  sealift-coordinator backup --config /etc/sealift/coordinator.toml\n  sealift-coordinator backup --data-dir ~/sealift-dev"
+    )]
+    Backup {
+        #[command(flatten)]
+        place: Place,
+        /// How to print
+        #[arg(long, value_enum, default_value_t)]
+        output: Output,
+    },
+    /// Bring a database that was set back, or is lost, in step with the bucket (docs/recovery.md).
+    #[command(
+        after_help = "Examples:\n  sealift-coordinator recover --from-bucket --config /etc/sealift/coordinator.toml\n  sealift-coordinator recover --from-bucket --config /etc/sealift/coordinator.toml --identity key.txt"
+    )]
+    Recover(Recover),
     /// Issue an admin's certificate, with a context for the sealift command. The coordinator must not be running.
     #[command(
         after_help = "Example:\n  sealift-coordinator admin --config /etc/sealift/coordinator.toml --name eve --out ./eve\n  sealift --context ./eve/context.toml status"
@@ -108,6 +128,10 @@ fn main() -> ExitCode {
             Command::Serve { config } => serve(&config).await,
             Command::Check { config } => check(&config),
             Command::Migrate { config } => migrate(&config).await,
+            Command::Backup { place, output } => {
+                Box::pin(recover_command::store_backup(&place, output)).await
+            }
+            Command::Recover(recover) => Box::pin(recover.run()).await,
             Command::Admin { config, name, out } => admin(&config, &name, &out).await,
         }
     });

@@ -282,6 +282,25 @@ impl Cluster {
         self.database.as_mut().expect("a cluster on PostgreSQL")
     }
 
+    /// Runs `sealift-coordinator` with these arguments, on this cluster's coordinator.
+    #[track_caller]
+    pub fn own(&self, arguments: &[&str]) -> Answer {
+        let mut command = Command::new(binary("sealift-coordinator"));
+        self.environment(&mut command);
+        command.args(arguments).stdin(Stdio::null());
+        match &self.storage {
+            Storage::Embedded => {
+                command.arg("--data-dir").arg(self.data_dir());
+            }
+            Storage::Server(s3) => {
+                command.arg("--config").arg(self.data_dir().join("coordinator.toml"));
+                s3.credentials(&mut command);
+            }
+        }
+        let output = command.output().expect("start sealift-coordinator");
+        Answer::new(&command, output)
+    }
+
     /// The coordinator's directory.
     pub fn data_dir(&self) -> PathBuf {
         self.scratch.join("coordinator")

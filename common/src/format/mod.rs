@@ -9,6 +9,7 @@
 //! | [`extent`] | where the bytes of a stream lie |
 //! | [`catalog`] | what a directory backup holds |
 //! | [`manifest`] | one backup: its streams, its packs, signed |
+//! | [`coordinator`] | what the coordinator's own backup holds |
 //!
 //! Everything a reader takes in is hostile until parsed: lengths are capped before anything is allocated, enum values and
 //! features that this version does not know are refused, and no byte is handed on before the chain from a signed manifest
@@ -16,6 +17,7 @@
 
 pub mod catalog;
 pub mod chunk;
+pub mod coordinator;
 pub mod extent;
 pub mod frame;
 pub mod manifest;

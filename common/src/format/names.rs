@@ -85,6 +85,10 @@ impl ObjectName {
     }
 }
 
+/// The series that the coordinator's own backups are: manifests and packs like any other's, under names of their own below
+/// [`COORDINATOR_PREFIX`]. No host's series has this id: those are random.
+pub const COORDINATOR_SERIES: SeriesId = SeriesId::from_bytes([0; 16]);
+
 /// What all trust policies' names start with.
 pub const TRUST_PREFIX: &str = "trust/";
 /// What all series' objects' names start with.
@@ -101,22 +105,30 @@ pub fn agent_prefix(agent: AgentId) -> String {
 
 /// What the names of all objects of one series start with.
 pub fn series_prefix(series: SeriesId) -> String {
+    if series == COORDINATOR_SERIES {
+        return COORDINATOR_PREFIX.to_owned();
+    }
     format!("{SERIES_PREFIX}{series}/")
 }
 
 /// What the names of the packs of one series start with.
 pub fn packs_prefix(series: SeriesId) -> String {
-    format!("{SERIES_PREFIX}{series}/packs/")
+    format!("{}{}/", series_prefix(series), folders(series).0)
 }
 
 /// What the names of the manifests of one series start with. They sort by sequence.
 pub fn manifests_prefix(series: SeriesId) -> String {
-    format!("{SERIES_PREFIX}{series}/manifests/")
+    format!("{}{}/", series_prefix(series), folders(series).1)
 }
 
 /// What the names of further slots for one backup's data key start with.
 pub fn slots_prefix(series: SeriesId, backup: BackupId) -> String {
-    format!("{SERIES_PREFIX}{series}/slots/{backup}/")
+    format!("{}slots/{backup}/", series_prefix(series))
+}
+
+/// Where packs and manifests of a series lie below its prefix.
+fn folders(series: SeriesId) -> (&'static str, &'static str) {
+    if series == COORDINATOR_SERIES { ("parts", "backups") } else { ("packs", "manifests") }
 }
 
 impl fmt::Display for ObjectName {
@@ -125,12 +137,12 @@ impl fmt::Display for ObjectName {
             Self::Repository => f.write_str("sealift.json"),
             Self::Trust { version, sha256 } => write!(f, "{TRUST_PREFIX}{version:010}-{sha256}"),
             Self::AgentKey { agent, sha256 } => write!(f, "{AGENTS_PREFIX}{agent}/{sha256}"),
-            Self::Pack { series, sha256 } => write!(f, "{SERIES_PREFIX}{series}/packs/{sha256}"),
+            Self::Pack { series, sha256 } => write!(f, "{}{sha256}", packs_prefix(*series)),
             Self::Manifest { series, sequence, sha256 } => {
-                write!(f, "{SERIES_PREFIX}{series}/manifests/{sequence:020}-{sha256}")
+                write!(f, "{}{sequence:020}-{sha256}", manifests_prefix(*series))
             }
             Self::Slots { series, backup, sha256 } => {
-                write!(f, "{SERIES_PREFIX}{series}/slots/{backup}/{sha256}")
+                write!(f, "{}{sha256}", slots_prefix(*series, *backup))
             }
         }
     }
@@ -167,6 +179,18 @@ fn parse(text: &str) -> Option<ObjectName> {
             backup: backup.parse().ok()?,
             sha256: sha256.parse().ok()?,
         },
+        ["coordinator", "parts", sha256] => {
+            ObjectName::Pack { series: COORDINATOR_SERIES, sha256: sha256.parse().ok()? }
+        }
+        ["coordinator", "backups", name] => {
+            let (sequence, sha256) = numbered(name)?;
+            ObjectName::Manifest { series: COORDINATOR_SERIES, sequence, sha256 }
+        }
+        ["coordinator", "slots", backup, sha256] => ObjectName::Slots {
+            series: COORDINATOR_SERIES,
+            backup: backup.parse().ok()?,
+            sha256: sha256.parse().ok()?,
+        },
         _ => return None,
     })
 }
@@ -195,6 +219,9 @@ mod tests {
             ObjectName::Pack { series, sha256 },
             ObjectName::Manifest { series, sequence: u64::MAX, sha256 },
             ObjectName::Slots { series, backup, sha256 },
+            ObjectName::Pack { series: COORDINATOR_SERIES, sha256 },
+            ObjectName::Manifest { series: COORDINATOR_SERIES, sequence: 1, sha256 },
+            ObjectName::Slots { series: COORDINATOR_SERIES, backup, sha256 },
         ] {
             assert_eq!(name.to_string().parse(), Ok(name));
         }
@@ -203,6 +230,10 @@ mod tests {
         assert_eq!(manifest, format!("series/{series}/manifests/00000000000000000003-{sha256}"));
         let trust = ObjectName::Trust { version: 3, sha256 }.to_string();
         assert_eq!(trust, format!("trust/0000000003-{sha256}"));
+        let own = ObjectName::Manifest { series: COORDINATOR_SERIES, sequence: 3, sha256 }.to_string();
+        assert_eq!(own, format!("coordinator/backups/00000000000000000003-{sha256}"));
+        assert!(own.starts_with(&manifests_prefix(COORDINATOR_SERIES)));
+        assert!(own.starts_with(&series_prefix(COORDINATOR_SERIES)));
     }
 
     #[test]
@@ -221,6 +252,8 @@ mod tests {
             format!("series/{series}/packs/../packs/{sha256}"),
             format!("series/{series}/packs/{sha256}/"),
             format!("/series/{series}/packs/{sha256}"),
+            format!("series/{COORDINATOR_SERIES}/packs/{sha256}"),
+            format!("series/{COORDINATOR_SERIES}/manifests/00000000000000000001-{sha256}"),
         ] {
             assert!(bad.parse::<ObjectName>().is_err(), "{bad}");
         }

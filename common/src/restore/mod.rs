@@ -28,6 +28,7 @@ pub mod trust;
 mod verified;
 
 pub use backup::{Beliefs, Located, OpenBackup, SignedBackup};
+pub use engine::StreamReader;
 pub use error::{Class, ObjectError, RestoreError};
 pub use objects::ObjectSource;
 pub use trust::{Trust, Witness};

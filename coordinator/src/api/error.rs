@@ -13,6 +13,7 @@ use crate::identity::IdentityError;
 use crate::identity::ca::CaError;
 use crate::objects::ObjectError;
 use crate::policy::PolicyError;
+use crate::recovery::RecoveryError;
 use crate::retention::RetentionError;
 use crate::runs::RunError;
 use crate::series::SeriesError;
@@ -40,6 +41,7 @@ impl From<AccessError> for Status {
         match &error {
             AccessError::Unauthenticated { .. } => Self::unauthenticated(error.to_string()),
             AccessError::Denied { .. } => Self::permission_denied(error.to_string()),
+            AccessError::NotServing(_) => Self::unavailable(error.to_string()),
             AccessError::Store(_) => internal(&error),
         }
     }
@@ -119,6 +121,25 @@ impl From<SeriesError> for Status {
             E::Identity(inner) => inner.into(),
             E::Access(ref inner) => access(inner, &error),
             E::Store(_) => internal(&error),
+        }
+    }
+}
+
+impl From<RecoveryError> for Status {
+    fn from(error: RecoveryError) -> Self {
+        use RecoveryError as E;
+        match error {
+            E::NotServing(_) | E::Busy => Self::unavailable(error.to_string()),
+            E::InStep | E::Unused | E::NoRecipients | E::OtherRepository { .. } | E::Signers(_) => {
+                Self::failed_precondition(error.to_string())
+            }
+            E::Content(_) | E::Line(_) | E::Restore(_) => whole(Code::DataLoss, &error),
+            E::Objects(ref inner) => objects(inner, &error),
+            E::Access(ref inner) => access(inner, &error),
+            E::Identity(inner) => inner.into(),
+            E::Backup(inner) => inner.into(),
+            E::Run(inner) => inner.into(),
+            E::Seal(_) | E::File { .. } | E::Key(_) | E::Store(_) => internal(&error),
         }
     }
 }
@@ -217,6 +238,7 @@ pub fn access(inner: &AccessError, outer: &(dyn std::error::Error + 'static)) ->
     match inner {
         AccessError::Unauthenticated { .. } => Status::unauthenticated(inner.to_string()),
         AccessError::Denied { .. } => Status::permission_denied(inner.to_string()),
+        AccessError::NotServing(_) => Status::unavailable(inner.to_string()),
         AccessError::Store(_) => internal(outer),
     }
 }

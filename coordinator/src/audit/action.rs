@@ -63,6 +63,7 @@ actions! {
         PolicyShow = "policy.show", PolicyRollback = "policy.rollback", PolicyDelete = "policy.delete",
         SchedulePause = "schedule.pause", ScheduleResume = "schedule.resume", ScheduleShow = "schedule.show",
         FleetStatus = "fleet.status", AuditList = "audit.list",
+        CoordinatorBackup = "coordinator.backup", CoordinatorRecover = "coordinator.recover",
     }
     Coordinator {
         AdminIssue = "admin.issue", CallRefuse = "call.refuse", StorageProbe = "storage.probe", AttemptLose = "attempt.lose",
@@ -71,6 +72,7 @@ actions! {
         RunFinish = "run.finish", BackupResolve = "backup.resolve", BackupDamage = "backup.damage",
         BackupExpire = "backup.expire", BackupRemove = "backup.remove", SeriesCollect = "series.collect",
         SeriesHalt = "series.halt", DeletionHalt = "deletion.halt",
+        RecoveryNotice = "recovery.notice",
     }
 }
 

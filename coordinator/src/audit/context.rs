@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use super::{Action, Subject};
 use crate::core::Core;
+use crate::recovery::state::NotServing;
 use crate::store::audit::{EventRow, append};
 use crate::store::{Borrowed, StoreError, Tx};
 
@@ -58,6 +59,9 @@ pub enum AccessError {
         /// What was asked.
         action: Action,
     },
+    /// It has to wait until the database is in step with the bucket.
+    #[error(transparent)]
+    NotServing(#[from] NotServing),
     /// The refusal, or who asks, could not be looked up or recorded.
     #[error("access could not be decided")]
     Store(#[from] StoreError),
@@ -181,7 +185,11 @@ impl OpContext {
             (Subject::Coordinator, _) => false,
         };
         if allowed {
-            return Ok(());
+            // The coordinator's own work looks at the state by itself.
+            return match &self.actor {
+                Actor::Coordinator => Ok(()),
+                _ => Ok(self.core.standing.allows(action)?),
+            };
         }
         self.record_alone(action, entity, Outcome::Refused, Details::none()).await?;
         Err(match &self.actor {

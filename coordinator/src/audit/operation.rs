@@ -37,6 +37,9 @@ impl Operation<'_> {
     pub async fn run<T: Send, E: OpError>(&self, work: BoxFuture<'_, Result<T, E>>) -> Result<T, E> {
         self.ctx.authorize(self.action, &self.entity).await?;
         let outcome = work.await;
+        if outcome.as_ref().err().is_none_or(|error| may_have_happened(error)) {
+            self.ctx.core.standing.touch();
+        }
         if let Err(error) = &outcome
             && !error.is_passing()
             && !may_have_happened(error)

@@ -114,6 +114,14 @@ impl DevDir {
         }
     }
 
+    /// Where the CLI is told to connect to: what `context.toml` says; nothing where there is none.
+    pub fn coordinators(&self) -> Vec<Url> {
+        let text = std::fs::read_to_string(self.0.join("context.toml")).unwrap_or_default();
+        let file: toml::Table = toml::from_str(&text).unwrap_or_default();
+        let list = file.get("context").and_then(|context| context.get("coordinators")?.as_array().cloned());
+        list.unwrap_or_default().iter().filter_map(|url| url.as_str()?.parse().ok()).collect()
+    }
+
     /// Writes `context.toml` for the CLI, with the addresses that are really listened on, and the root key pinned.
     ///
     /// # Errors

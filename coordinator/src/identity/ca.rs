@@ -161,6 +161,12 @@ impl Ca {
         tls::fingerprint(&self.certificate)
     }
 
+    /// 32 bytes that only who has the CA's key can make, for this purpose.
+    pub fn derive(&self, purpose: &str) -> [u8; 32] {
+        let key = zeroize::Zeroizing::new(self.issuer.key().serialize_der());
+        sealift_common::crypto::keys::hkdf(&key, None, &[purpose.as_bytes()])
+    }
+
     /// What all its certificates have in common.
     pub fn domain(&self) -> &TrustDomain {
         &self.domain

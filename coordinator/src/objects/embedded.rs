@@ -102,7 +102,8 @@ pub async fn start(
     let listener =
         TcpListener::bind(listen).await.map_err(|source| EmbeddedError::Listen { addr: listen, source })?;
     let addr = listener.local_addr().map_err(|source| EmbeddedError::Listen { addr: listen, source })?;
-    lifecycle.tracker.spawn(accept(listener, service, lifecycle.clone()));
+    // Not tracked: it ends after all that is.
+    tokio::spawn(accept(listener, service, lifecycle.clone()));
     settings(addr, keys).map_err(EmbeddedError::Settings)
 }
 
@@ -139,13 +140,17 @@ fn service(root: &Path, keys: &AccessKeys) -> Result<S3Service, EmbeddedError> {
 }
 
 /// Takes connections until the soft stop; those that are open go on until the hard one.
+/// Takes connections until everything else has stopped: what stops may have a last word to store.
 async fn accept(listener: TcpListener, service: S3Service, lifecycle: Lifecycle) {
     loop {
         let accepted = tokio::select! {
-            () = lifecycle.soft.cancelled() => return,
+            () = ended(&lifecycle) => return,
             accepted = listener.accept() => accepted,
         };
         match accepted {
+            Ok((socket, _)) if lifecycle.soft.is_cancelled() => {
+                tokio::spawn(serve_last(socket, service.clone(), lifecycle.clone()));
+            }
             Ok((socket, _)) => {
                 lifecycle.tracker.spawn(serve(socket, service.clone(), lifecycle.clone()));
             }
@@ -156,6 +161,18 @@ async fn accept(listener: TcpListener, service: S3Service, lifecycle: Lifecycle)
             }
         }
     }
+}
+
+/// Every tracked task has ended, or must.
+async fn ended(lifecycle: &Lifecycle) {
+    tokio::select! { () = lifecycle.tracker.wait() => {}, () = lifecycle.hard.cancelled() => {} }
+}
+
+/// A connection that came during the stop: nobody waits for it.
+async fn serve_last(socket: TcpStream, service: S3Service, lifecycle: Lifecycle) {
+    let builder = Builder::new(TokioExecutor::new());
+    let connection = builder.serve_connection(TokioIo::new(socket), service);
+    tokio::select! { _ = connection => {}, () = ended(&lifecycle) => {} }
 }
 
 async fn serve(socket: TcpStream, service: S3Service, lifecycle: Lifecycle) {

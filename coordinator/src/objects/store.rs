@@ -371,6 +371,35 @@ impl ObjectStore {
         }
     }
 
+    /// The parts of names right below `below` that are followed by a slash, at most `limit` of them.
+    ///
+    /// # Errors
+    /// [`ObjectError`]; [`ObjectErrorKind::TooLarge`] where there are more.
+    pub async fn folders(&self, below: &str, limit: usize) -> Result<Vec<String>, ObjectError> {
+        let start = self.0.settings.prefix.key(below);
+        let (mut all, mut after) = (Vec::new(), None);
+        loop {
+            let request = self.0.client.list_objects_v2().bucket(self.bucket()).prefix(&start).delimiter("/");
+            let page =
+                request.set_continuation_token(after).send().await.map_err(|e| failed("list", below, e))?;
+            for folder in page.common_prefixes().iter().filter_map(|folder| folder.prefix()) {
+                all.extend(folder.strip_prefix(&start).map(|name| name.trim_end_matches('/').to_owned()));
+            }
+            if all.len() > limit {
+                return Err(ObjectError {
+                    operation: "list",
+                    object: below.to_owned(),
+                    kind: ObjectErrorKind::TooLarge { limit: limit as u64 },
+                    source: None,
+                });
+            }
+            match page.next_continuation_token().filter(|_| page.is_truncated() == Some(true)) {
+                Some(next) => after = Some(next.to_owned()),
+                None => return Ok(all),
+            }
+        }
+    }
+
     /// Deletes an object; one that is not there counts as deleted. On versioned buckets without a version named, this
     /// only hides it.
     ///

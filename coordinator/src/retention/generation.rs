@@ -100,6 +100,15 @@ impl Retention {
     }
 }
 
+/// The database was brought in step with the bucket: they belong together from now on.
+///
+/// # Errors
+/// The database's own.
+pub async fn adopt(tx: &mut Tx, bucket: Option<&str>) -> Result<(), StoreError> {
+    installation::set(tx, ISSUED, bucket).await?;
+    installation::set(tx, DIFFERENT, None).await
+}
+
 async fn issued(tx: &mut Tx) -> Result<Vec<String>, StoreError> {
     let known = installation::get(tx, ISSUED).await?.unwrap_or_default();
     Ok(known.split(',').filter(|one| !one.is_empty()).map(str::to_owned).collect())
@@ -116,7 +125,11 @@ impl Permission {
     }
 }
 
-async fn bucket(objects: &ObjectStore) -> Result<Option<String>, ObjectError> {
+/// What the bucket says.
+///
+/// # Errors
+/// The store's own.
+pub async fn bucket(objects: &ObjectStore) -> Result<Option<String>, ObjectError> {
     match objects.get(&key(), ByteRange::All, MAX_LEN).await {
         Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).trim().to_owned())),
         Err(error) if error.kind == ObjectErrorKind::NotFound => Ok(None),

@@ -170,7 +170,7 @@ impl Runs {
             agent: run.agent,
             series: run.series,
             state: AttemptState::Offered,
-            generation: self.core.generation,
+            generation: self.core.standing.generation(),
             epoch: sources::next_fence(tx, run.series).await?,
             lease_owner: self.core.coordinator.to_string(),
             lease_expires: self.core.lease_time().plus(OFFER_LIFE.min(self.lease)),

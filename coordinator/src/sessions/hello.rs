@@ -2,22 +2,27 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use futures::FutureExt as _;
 use sealift_common::clock::UnixMillis;
+use sealift_common::crypto::EpochId;
 use sealift_common::id::{AgentId, InstanceId, SeriesId};
 use sealift_common::name::Name;
 
 use super::{SaidHead, SessionService};
 use crate::audit::{Action, Details, OpContext, Outcome};
 use crate::identity::enrol::said;
+use crate::recovery::names::PLACEHOLDER;
 use crate::runs::attempt::{Report, advance, ended_by_agent, find, lock_open};
 use crate::runs::state::{AttemptEvent, AttemptState};
 use crate::runs::{AttemptRef, RunError};
 use crate::store::agents::{self, AgentRow};
 use crate::store::sources::{self, SourceRow};
-use crate::store::{Tx, attempts};
+use crate::store::{Tx, attempts, recovery};
 
+/// How long an agent waits for the first comparison of database and bucket after a start.
+const CHECKED: Duration = Duration::from_secs(5);
 /// Most sources of one host.
 pub const MAX_SOURCES: usize = 1_000;
 
@@ -37,6 +42,8 @@ pub struct Hello {
     pub timezone: String,
     /// What its clock says; `None` from one that does not tell.
     pub clock: Option<UnixMillis>,
+    /// What it calls itself.
+    pub host: String,
     /// What it can back up.
     pub sources: Vec<SaidSource>,
     /// What it works on, or could not report.
@@ -56,6 +63,8 @@ pub struct SaidSource {
     pub detail: String,
     /// Where its credentials come from.
     pub credential_origins: Vec<String>,
+    /// The dedup epoch of its series; `None` before the first backup.
+    pub epoch: Option<EpochId>,
 }
 
 /// An attempt, as its host remembers it.
@@ -100,13 +109,18 @@ impl SessionService {
     pub async fn hello(&self, ctx: &OpContext, hello: &Hello) -> Result<Welcome, RunError> {
         let operation = ctx.operation(Action::SessionOpen, ctx.actor(), Details::none());
         let address = ctx.address();
+        self.core.standing.checked(CHECKED).await;
         let take_in = async {
             let agent = operation.agent()?;
             let record = self.core.store.run_tx("hello", move |tx, _| {
                 async move {
                     let row = self.describe(tx, agent, hello, address).await?;
-                    self.take_sources(tx, &row, &hello.sources).await?;
+                    // A source that this database has forgotten must not get another series: see [`crate::recovery`].
+                    if self.core.standing.serving().is_ok() {
+                        self.take_sources(tx, &row, &hello.sources).await?;
+                    }
                     let mut welcome = self.take_attempts(tx, ctx, agent, hello).await?;
+                    let ahead = ahead(tx, agent, &hello.heads).await?;
                     self.take_heads(tx, ctx, agent, &hello.heads).await?;
                     welcome.epoch = self.relay.opened(tx, agent).await?;
                     let said = Details::none()
@@ -114,13 +128,22 @@ impl SessionService {
                         .with("version", row.version)
                         .with("sources", hello.sources.len());
                     ctx.record(tx, Action::SessionOpen, ctx.actor(), Outcome::Done, said).await?;
-                    Ok::<_, RunError>(welcome)
+                    Ok::<_, RunError>((agent, welcome, ahead))
                 }
                 .boxed()
             });
             record.await
         };
-        let welcome = operation.run(take_in.boxed()).await?;
+        let (agent, welcome, ahead) = operation.run(take_in.boxed()).await?;
+        if !ahead.is_empty() && self.core.standing.serving().is_ok() {
+            let generations = self.generations.clone();
+            tokio::spawn(async move {
+                if let Err(error) = generations.examine(agent, &ahead).await {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::warn!(error, %agent, "cannot look for the manifests that a host names");
+                }
+            });
+        }
         self.runs.wake();
         for said in &hello.attempts {
             self.runs.changed(said.attempt.run);
@@ -139,6 +162,10 @@ impl SessionService {
             let record = self.core.store.run_tx("sources changed", move |tx, _| {
                 async move {
                     let row = known(tx, agent).await?;
+                    // Else they are asked for again as soon as it serves.
+                    if self.core.standing.serving().is_err() {
+                        return Ok(());
+                    }
                     self.take_sources(tx, &row, said).await
                 }
                 .boxed()
@@ -156,6 +183,13 @@ impl SessionService {
         address: Option<SocketAddr>,
     ) -> Result<AgentRow, RunError> {
         let mut row = known(tx, agent).await?;
+        let host = hello.host.to_ascii_lowercase();
+        if row.name.as_str().starts_with(PLACEHOLDER)
+            && host.parse::<Name>().is_ok()
+            && agents::by_name(tx, &host).await?.is_none()
+        {
+            recovery::rename_agent(tx, agent, &host).await?;
+        }
         row.version = said(&hello.version);
         row.os = said(&hello.os);
         row.timezone = said(&hello.timezone);
@@ -175,7 +209,14 @@ impl SessionService {
         let before = sources::of_agent(tx, agent.id).await?;
         let mut before: BTreeMap<Name, SourceRow> = before.into_iter().map(|s| (s.name.clone(), s)).collect();
         for source in said.iter().take(MAX_SOURCES) {
-            let old = before.remove(&source.name);
+            let mut old = before.remove(&source.name);
+            if old.is_none()
+                && let Some(forgotten) = forgotten(tx, &before, source).await?
+            {
+                recovery::forget_source(tx, agent.id, forgotten.name.as_str()).await?;
+                before.remove(&forgotten.name);
+                old = Some(forgotten);
+            }
             let row = SourceRow {
                 agent: agent.id,
                 name: source.name.clone(),
@@ -262,6 +303,34 @@ impl SessionService {
         }
         Ok(welcome)
     }
+}
+
+/// The series that a recovery took in without the name of its source, and that this source writes: its packs are of the
+/// epoch whose secret only this host has.
+async fn forgotten(
+    tx: &mut Tx,
+    rows: &BTreeMap<Name, SourceRow>,
+    said: &SaidSource,
+) -> Result<Option<SourceRow>, RunError> {
+    let Some(epoch) = said.epoch else { return Ok(None) };
+    for row in rows.values().filter(|row| row.name.as_str().starts_with(PLACEHOLDER)) {
+        if recovery::has_epoch(tx, row.series, epoch).await? {
+            return Ok(Some(row.clone()));
+        }
+    }
+    Ok(None)
+}
+
+/// Heads that are newer than all that the database knows of their series: those numbers are taken.
+async fn ahead(tx: &mut Tx, agent: AgentId, heads: &[SaidHead]) -> Result<Vec<SaidHead>, RunError> {
+    let mut ahead = Vec::new();
+    for head in heads {
+        if head.sequence > recovery::highest_sequence(tx, head.series).await? {
+            recovery::raise_floor(tx, head.series, Some(agent), head.sequence).await?;
+            ahead.push(*head);
+        }
+    }
+    Ok(ahead)
 }
 
 async fn known(tx: &mut Tx, agent: AgentId) -> Result<AgentRow, RunError> {

@@ -17,6 +17,7 @@ use sealift_common::id::AgentId;
 
 pub use crate::config::SessionSettings;
 use crate::core::Core;
+use crate::recovery::Generations;
 use crate::runs::Runs;
 use presence::Presence;
 use relay::Relay;
@@ -34,6 +35,7 @@ pub struct SessionService {
     pub(crate) relay: Relay,
     pub(crate) presence: Presence,
     pub(crate) settings: SessionSettings,
+    pub(crate) generations: Generations,
 }
 
 impl SessionService {
@@ -43,11 +45,12 @@ impl SessionService {
         runs: Runs,
         registry: Arc<Sessions>,
         settings: SessionSettings,
+        generations: Generations,
         address: &str,
     ) -> Self {
         let relay = Relay::new(core.clone(), registry.clone());
         let presence = Presence::new(core.clone(), registry.clone(), address);
-        Self { core, runs, registry, relay, presence, settings }
+        Self { core, runs, registry, relay, presence, settings, generations }
     }
 
     /// Reaches agents wherever they are connected.

@@ -262,13 +262,16 @@ pub async fn by_prefix(tx: &mut Tx, prefix: &str) -> Result<Vec<BackupRow>, Stor
     .map_err(failed(READ))
 }
 
-/// The next sequence number of a series: after every one that was ever signed for, arrived or not.
+/// The next sequence number of a series: after every one that was ever signed for, arrived or not, and after those that a
+/// lost database may have given away.
 ///
 /// # Errors
 /// The database's own.
 pub async fn next_sequence(tx: &mut Tx, series: SeriesId) -> Result<u64, StoreError> {
     sqlx::query(
-        "SELECT COALESCE(MAX(sequence), 0) + 1 AS next FROM backups WHERE series_id = $1 AND state <> 'begun'",
+        "SELECT MAX(taken) + 1 AS next FROM (
+            SELECT COALESCE(MAX(sequence), 0) AS taken FROM backups WHERE series_id = $1 AND state <> 'begun'
+            UNION ALL SELECT sequence_floor FROM series WHERE id = $1) AS numbers",
     )
     .bind(series.to_string())
     .try_map(|row: Row| number(&row, "next"))

@@ -40,6 +40,14 @@ impl Dialect {
         }
     }
 
+    /// How a transaction begins that sees what was committed by then, until it ends.
+    pub(super) const fn snapshot(self) -> &'static str {
+        match self {
+            Self::Sqlite => "BEGIN",
+            Self::Postgres => "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY",
+        }
+    }
+
     /// How a transaction begins. SQLite takes the write lock at once: a transaction that reads first and writes later could
     /// otherwise not be retried.
     pub(super) const fn begin(self) -> &'static str {
@@ -90,6 +98,18 @@ pub fn claiming(tx: &Tx, select: &'static str) -> SqlStr {
         Dialect::Sqlite => select.into_sql_str(),
         Dialect::Postgres => AssertSqlSafe(format!("{select} FOR NO KEY UPDATE SKIP LOCKED")).into_sql_str(),
     }
+}
+
+/// Lets this one transaction take as long as it takes.
+///
+/// # Errors
+/// The database's own.
+pub(super) async fn take_time(tx: &mut Tx) -> Result<(), StoreError> {
+    if Dialect::of(tx) == Dialect::Postgres {
+        let lift = "SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = 0";
+        sqlx::raw_sql(lift).execute(tx).await.map_err(failed("begin a long transaction"))?;
+    }
+    Ok(())
 }
 
 /// `$first, $(first+1), …`, `count` of them: for `IN (…)`. At most a few thousand; not for a cached statement

@@ -1,4 +1,4 @@
-//! Facts about this installation that are made once: repository id, generation, trust domain.
+//! Facts about this installation that are made once: the repository id.
 
 use super::{StoreError, Tx, failed};
 

@@ -17,13 +17,16 @@ pub mod backups;
 mod connect;
 pub mod coordinators;
 pub mod dialect;
+pub mod export;
 pub mod fleet;
+pub mod generation;
 pub mod installation;
 pub mod leases;
 mod migrations;
 pub mod packs;
 pub mod pauses;
 pub mod policies;
+pub mod recovery;
 pub mod restore_leases;
 pub mod retention;
 pub mod runs;
@@ -333,6 +336,28 @@ impl Store {
             Some(url) => Hints::listen(url.connect_url().as_str()).await.map(Some),
             None => Ok(None),
         }
+    }
+
+    /// One consistent picture of the database for as long as the transaction is held, while others write.
+    ///
+    /// # Errors
+    /// Where no connection is free in time.
+    pub async fn snapshot(&self) -> Result<sqlx::Transaction<'static, Db>, StoreError> {
+        let begin = self.0.readers.begin_with(self.0.dialect.snapshot());
+        let mut tx = begin.await.map_err(failed("take a snapshot"))?;
+        dialect::take_time(&mut tx).await?;
+        Ok(tx)
+    }
+
+    /// A transaction that is not tried again: for what is read from elsewhere as it goes, and done once.
+    ///
+    /// # Errors
+    /// Where no connection is free in time.
+    pub async fn transaction(&self) -> Result<sqlx::Transaction<'static, Db>, StoreError> {
+        let begin = self.0.writer.begin_with(self.0.dialect.begin());
+        let mut tx = begin.await.map_err(failed("begin a transaction"))?;
+        dialect::take_time(&mut tx).await?;
+        Ok(tx)
     }
 
     /// Closes all connections; what is committed is on disk.

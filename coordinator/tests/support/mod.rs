@@ -299,7 +299,7 @@ impl World {
             agent: agent.id,
             series: agent.series,
             state: AttemptState::Accepted,
-            generation: self.core.generation,
+            generation: self.core.standing.generation(),
             epoch,
             lease_owner: "test".to_owned(),
             lease_expires: now.plus(Duration::from_secs(120)),

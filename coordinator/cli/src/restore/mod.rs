@@ -10,6 +10,7 @@
 //! | [`into`] | into a database |
 
 mod args;
+mod catalogue;
 mod into;
 mod offline;
 pub mod online;

@@ -1,6 +1,6 @@
 //! Without a coordinator: backups are found and opened with nothing but the bucket and a private key.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -8,6 +8,7 @@ use futures::StreamExt as _;
 use sealift_common::clock::UnixMillis;
 use sealift_common::crypto::trust::MAX_POLICY;
 use sealift_common::crypto::{Identities, TrustObject};
+use sealift_common::format::coordinator::Entry;
 use sealift_common::format::manifest::{Source, Status};
 use sealift_common::format::names::{self, ObjectName};
 use sealift_common::id::{AgentId, RepositoryId, SeriesId, Sha256};
@@ -17,6 +18,7 @@ use sealift_common::restore::{
 use serde::{Deserialize, Serialize};
 
 use super::args::Args;
+use super::catalogue::{self, Catalogue};
 use super::pins::{check_threshold, warn_unpinned};
 use super::s3::S3Source;
 use crate::app::App;
@@ -27,6 +29,8 @@ use crate::ui;
 
 /// Manifests that are opened at a time.
 const AT_ONCE: usize = 16;
+/// Backups of the coordinator that are tried for their catalogue.
+const CATALOGUES: usize = 5;
 /// Beyond so many manifests a list opens only the newest of each series.
 const OPEN_ALL: usize = 5_000;
 
@@ -57,6 +61,8 @@ struct Bucket {
     /// Names of manifests by series, in the order of their sequence.
     manifests: BTreeMap<SeriesId, Vec<ObjectName>>,
     agent_keys: HashMap<AgentId, Vec<ObjectName>>,
+    /// What the fleet knew, as the coordinator's own backup says; empty where there is none that opens.
+    catalogue: Catalogue,
 }
 
 /// A manifest that was looked at.
@@ -76,6 +82,8 @@ struct View {
     host: Option<String>,
     source: Option<String>,
     kind: Option<String>,
+    /// The host's, as the coordinator's backup knows them.
+    labels: BTreeMap<String, String>,
     status: &'static str,
     raw_bytes: u64,
     manifest_sha256: String,
@@ -118,8 +126,10 @@ impl Bucket {
             accept_unknown_key: args.pins.accept_unknown_key,
             manifests: BTreeMap::new(),
             agent_keys: HashMap::new(),
+            catalogue: Catalogue::default(),
         };
         bucket.find_objects(args).await?;
+        bucket.read_catalogue(app).await?;
         bucket.check_witness(app, args)?;
         Ok(bucket)
     }
@@ -151,6 +161,30 @@ impl Bucket {
             names.sort_unstable_by_key(|name| (sequence_of(name), name.sha256()));
             if !names.is_empty() {
                 self.manifests.insert(series, names);
+            }
+        }
+        Ok(())
+    }
+
+    /// The newest backup of the coordinator that opens says which series is whose.
+    async fn read_catalogue(&mut self, app: &App) -> Result<()> {
+        let listed = self.source.list(&names::manifests_prefix(names::COORDINATOR_SERIES)).await;
+        let mut names = listed.map_err(RestoreError::from)?;
+        names.sort_unstable();
+        for name in names.into_iter().rev().take(CATALOGUES) {
+            let located = self.located(name).await.map_err(Error::from)?;
+            let beliefs = Beliefs { trust: &self.trust, accept_unknown_key: self.accept_unknown_key };
+            let read = async {
+                let signed = SignedBackup::load(self.source.as_ref(), &located, beliefs).await?;
+                Catalogue::read(&self.open_signed(&signed, name).await?).await
+            };
+            match read.await {
+                Ok(catalogue) => {
+                    self.catalogue = catalogue;
+                    return Ok(());
+                }
+                Err(RestoreError::Slot { .. }) => {} // sealed to others
+                Err(error) => app.ui.note(format!("cannot use the catalogue of {name}: {}", chain(&error))),
             }
         }
         Ok(())
@@ -251,13 +285,29 @@ impl Bucket {
 
     async fn list(&self, app: &App, args: &Args) -> Result<Exit> {
         let mut names = self.newest_first();
+        let known: HashSet<SeriesId> = self.catalogue.find(&args.find).collect();
+        if !args.find.is_empty() && !known.is_empty() {
+            // What the catalogue does not know is newer than it.
+            let looks = |name: &ObjectName| {
+                name.series().is_none_or(|id| known.contains(&id) || self.catalogue.of(id).is_none())
+            };
+            names.retain(looks);
+        }
         if names.len() > OPEN_ALL {
             app.ui.note(format!("there are {} backups: only the newest of each series is shown (--series ID shows all of one)", names.len()));
             names = self.manifests.values().filter_map(|names| names.last().copied()).collect();
         }
         let Looked { found, bad } = self.look_at(app, names).await?;
-        let wanted = |found: &&Found| args.find.iter().all(|(key, value)| has(found, key, value));
-        let mut views: Vec<View> = found.iter().filter(wanted).map(View::from).collect();
+        let wanted = |found: &&Found| {
+            let series = found.signed.public().owner.series;
+            let entry = self.catalogue.of(series);
+            let fits = |(key, value): &(String, String)| {
+                has(found, key, value) || entry.is_some_and(|entry| catalogue::has(entry, key, value))
+            };
+            args.find.iter().all(fits)
+        };
+        let mut views: Vec<View> =
+            found.iter().filter(wanted).map(|found| View::new(found, &self.catalogue)).collect();
         views.sort_by(|a, b| {
             (&a.host, &a.source, &a.series_id)
                 .cmp(&(&b.host, &b.source, &b.series_id))
@@ -315,11 +365,19 @@ impl Bucket {
         let (host, source) = of.split_once('/').unwrap_or((of, ""));
         // One look per series tells which it is.
         let newest = self.manifests.values().filter_map(|names| names.last().copied()).collect();
-        let candidates = self.look_at(app, newest).await?.all_hold()?;
-        let names: Vec<ObjectName> = candidates
+        let wanted = [("host".to_owned(), host.to_owned()), ("source".to_owned(), source.to_owned())];
+        let known: Vec<SeriesId> = self.catalogue.find(&wanted).collect();
+        let candidates =
+            if known.is_empty() { self.look_at(app, newest).await?.all_hold()? } else { Vec::new() };
+        let looked = candidates
             .iter()
             .filter(|found| matches!(&found.content, Ok(content) if content.host == host && content.name == source))
-            .filter_map(|found| self.manifests.get(&found.signed.public().owner.series))
+            .map(|found| found.signed.public().owner.series);
+        let names: Vec<ObjectName> = known
+            .iter()
+            .copied()
+            .chain(looked)
+            .filter_map(|series| self.manifests.get(&series))
             .flat_map(|names| names.iter().rev().copied())
             .collect();
         let found = self.look_at(app, names).await?.all_hold()?;
@@ -408,9 +466,11 @@ impl View {
     }
 }
 
-impl From<&Found> for View {
-    fn from(found: &Found) -> Self {
+impl View {
+    fn new(found: &Found, catalogue: &Catalogue) -> Self {
         let public = found.signed.public();
+        let entry = catalogue.of(public.owner.series);
+        let known = |of: fn(&Entry) -> &String| entry.map(of).cloned();
         let text = |of: fn(&Source) -> &String| {
             found.content.as_ref().ok().map(of).filter(|t| !t.is_empty()).cloned()
         };
@@ -419,9 +479,11 @@ impl From<&Found> for View {
             sequence: public.sequence,
             backup: public.owner.backup.to_string(),
             created: public.created.rfc3339(),
-            host: text(|source| &source.host),
-            source: text(|source| &source.name),
-            kind: text(|source| &source.kind),
+            // What the fleet calls a host is not always what the host calls itself.
+            host: known(|entry| &entry.host).or_else(|| text(|source| &source.host)),
+            source: text(|source| &source.name).or_else(|| known(|entry| &entry.source)),
+            kind: text(|source| &source.kind).or_else(|| known(|entry| &entry.kind)),
+            labels: entry.map(|entry| entry.labels.clone()).unwrap_or_default(),
             status: if public.status == Status::Complete { "complete" } else { "partial" },
             raw_bytes: public.raw_bytes,
             manifest_sha256: found.name.sha256().map(|sha256| sha256.to_string()).unwrap_or_default(),

@@ -187,6 +187,9 @@ impl FleetAdmin for FleetApi {
             .collect();
         let storage = self.storage();
         let mut warnings = warnings(&counts, unknown_heads, trust_version, &storage);
+        if let Err(error) = self.core.standing.serving() {
+            warnings.insert(0, error.to_string());
+        }
         warnings.extend(troubles(&mut conn).await?);
         let now = self.core.clock.now();
         let (without_policy, overdue) = source_policies::counts(&mut conn, now).await?;
@@ -215,7 +218,7 @@ impl FleetAdmin for FleetApi {
             recipients: u32::try_from(recipients.len()).unwrap_or(u32::MAX),
             warnings,
             storage: Some(storage),
-            state: "serving".to_owned(),
+            state: self.core.standing.state().to_string(),
         }))
     }
 

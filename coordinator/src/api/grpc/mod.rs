@@ -10,6 +10,7 @@ pub mod backup_admin;
 pub mod fleet;
 pub mod hosts;
 pub mod policies;
+pub mod recovery;
 pub mod retention;
 pub mod runs;
 pub mod series;
@@ -61,6 +62,12 @@ impl Gate {
         let key_epoch = peer.certificate.as_ref().map_or(0, |certificate| certificate.key_epoch);
         match self.identities.check_caller(ctx.actor(), key_epoch).await {
             Ok(()) => Ok(ctx),
+            // Perhaps only this database does not know it, or its replacement.
+            Err(IdentityError::AgentUnknown(_) | IdentityError::HostReplaced(_))
+                if self.core.standing.serving().is_err() =>
+            {
+                Err(Status::unavailable("the coordinator recovers; this host will be known again afterwards"))
+            }
             // It asks again and again while it waits: that is in the audit once, as its enrolment.
             Err(error @ IdentityError::AgentPending(_)) => Err(error.into()),
             Err(

@@ -142,6 +142,7 @@ fn parse_hello(hello: v1::Hello) -> Result<Hello, Status> {
         os: hello.os,
         timezone: hello.timezone,
         clock: (hello.clock_ms != 0).then_some(UnixMillis(hello.clock_ms)),
+        host: short(&hello.host),
         sources: parse_sources(hello.sources.unwrap_or_default())?,
         attempts: hello.attempts.into_iter().map(attempt).collect::<Result<_, _>>()?,
         heads: hello.heads.iter().take(MAX_SOURCES).map(head).collect::<Result<_, _>>()?,
@@ -159,6 +160,10 @@ fn parse_sources(list: v1::SourceList) -> Result<Vec<SaidSource>, Status> {
             kind: short(&said.kind),
             detail: short(&said.detail),
             credential_origins: said.credential_origins.iter().take(16).map(|origin| short(origin)).collect(),
+            epoch: match said.epoch_id.as_slice() {
+                [] => None,
+                epoch => Some(convert::bytes("sources.epoch_id", epoch)?),
+            },
         })
     };
     list.sources.into_iter().map(source).collect()
