@@ -7,7 +7,7 @@ use sealift_common::clock::UnixMillis;
 use sealift_common::crypto::VerifyingKey;
 use sealift_common::id::{AgentId, Sha256};
 use sealift_common::name::{Labels, Name};
-use sqlx::Row as _;
+use sqlx::{AssertSqlSafe, Row as _};
 
 use super::{Row, StoreError, Tx, bytes, failed, json, locking, number, text, time};
 
@@ -233,18 +233,23 @@ pub async fn replace_host(tx: &mut Tx, agent: &AgentRow) -> Result<(), StoreErro
     Ok(())
 }
 
-/// Records when an agent was last heard of.
+/// Records when agents were last heard of; all of them in one statement.
 ///
 /// # Errors
 /// The database's own.
-pub async fn seen(tx: &mut Tx, id: AgentId, at: UnixMillis) -> Result<(), StoreError> {
-    sqlx::query("UPDATE agents SET last_seen_ms = $2 WHERE id = $1 AND last_seen_ms < $2")
-        .bind(id.to_string())
-        .bind(at.0)
-        .execute(tx)
-        .await
-        .map_err(failed("record that an agent was seen"))?;
-    Ok(())
+pub async fn seen(tx: &mut Tx, heard: &[(AgentId, UnixMillis)]) -> Result<(), StoreError> {
+    if heard.is_empty() {
+        return Ok(());
+    }
+    let row = |n: usize| format!("(CAST(${} AS TEXT), CAST(${} AS BIGINT))", 2 * n + 1, 2 * n + 2);
+    let rows = (0..heard.len()).map(row).collect::<Vec<_>>().join(", ");
+    let sql = format!(
+        "WITH heard (id, at_ms) AS (VALUES {rows}) UPDATE agents SET last_seen_ms = heard.at_ms FROM heard
+         WHERE agents.id = heard.id AND agents.last_seen_ms < heard.at_ms"
+    );
+    let query = sqlx::query(AssertSqlSafe(sql)).persistent(false);
+    let query = heard.iter().fold(query, |query, (agent, at)| query.bind(agent.to_string()).bind(at.0));
+    query.execute(tx).await.map(drop).map_err(failed("record that agents were seen"))
 }
 
 /// The agent with this id.

@@ -13,6 +13,7 @@ use sqlx::any::{AnyConnectOptions, AnyPoolOptions};
 use sqlx::{Connection as _, Pool};
 
 use super::dialect::{Db, Dialect, Tx};
+use super::grouped::Grouped;
 use super::url::{DatabaseUrl, PostgresUrl};
 use super::{StoreError, migrations};
 
@@ -40,6 +41,8 @@ pub(super) struct Connections {
     pub dialect: Dialect,
     pub writer: Pool<Db>,
     pub readers: Pool<Db>,
+    /// Of SQLite: what goes through `writer` goes through this.
+    pub grouped: Option<Arc<Grouped>>,
     _lock: Option<Arc<File>>,
 }
 
@@ -79,7 +82,8 @@ async fn open_sqlite(path: &Path) -> Result<Connections, StoreError> {
     let writer = pool(1, SQLITE_WRITER).connect_with(options("rw")?).await.map_err(failed)?;
     migrations::run(Dialect::Sqlite, &mut *writer.acquire().await.map_err(failed)?).await?;
     let readers = pool(SQLITE_READERS, SQLITE_READER).connect_with(options("ro")?).await.map_err(failed)?;
-    Ok(Connections { dialect: Dialect::Sqlite, writer, readers, _lock: Some(Arc::new(lock)) })
+    let grouped = Some(Grouped::new(writer.clone()));
+    Ok(Connections { dialect: Dialect::Sqlite, writer, readers, grouped, _lock: Some(Arc::new(lock)) })
 }
 
 async fn open_postgres(url: &PostgresUrl) -> Result<Connections, StoreError> {
@@ -94,7 +98,7 @@ async fn open_postgres(url: &PostgresUrl) -> Result<Connections, StoreError> {
     let writer = pool(POSTGRES_WRITERS, POSTGRES_WRITER).test_before_acquire(false);
     let writer = writer.connect_with(options.clone()).await.map_err(failed)?;
     let readers = pool(POSTGRES_READERS, POSTGRES_READER).connect_with(options).await.map_err(failed)?;
-    Ok(Connections { dialect: Dialect::Postgres, writer, readers, _lock: None })
+    Ok(Connections { dialect: Dialect::Postgres, writer, readers, grouped: None, _lock: None })
 }
 
 /// Makes the file (0600) where it is missing, and locks it.
