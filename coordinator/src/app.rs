@@ -37,6 +37,7 @@ use crate::api::grpc::retention::RetentionApi;
 use crate::api::grpc::runs::RunApi;
 use crate::api::grpc::series::SeriesApi;
 use crate::api::grpc::session::SessionApi;
+use crate::api::grpc::storage::StorageApi;
 use crate::api::grpc::tokens::TokenApi;
 use crate::api::grpc::trust::TrustApi;
 use crate::api::grpc::{Gate, MAX_REQUEST, span};
@@ -468,6 +469,7 @@ impl Coordinator {
             scheduler: self.scheduler.clone(),
         };
         let recovery = RecoveryApi { gate: gate.clone(), recovery: self.recovery() };
+        let storage = StorageApi { gate: gate.clone(), core: core.clone() };
         let fleet = FleetApi {
             gate,
             core: core.clone(),
@@ -526,6 +528,10 @@ impl Coordinator {
             )
             .add_service(
                 v1::recovery_admin_server::RecoveryAdminServer::new(recovery)
+                    .max_decoding_message_size(MAX_REQUEST),
+            )
+            .add_service(
+                v1::storage_admin_server::StorageAdminServer::new(storage)
                     .max_decoding_message_size(MAX_REQUEST),
             )
             .add_service(v1::backup_server::BackupServer::new(backup).max_decoding_message_size(MAX_REQUEST))

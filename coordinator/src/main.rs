@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use sealift_common::clock::Clock;
 use sealift_common::id::Random;
 use sealift_common::lifecycle::Lifecycle;
@@ -113,8 +114,17 @@ enum Command {
     },
 }
 
+/// Every session is a file descriptor, and Debian gives a process 1,024 unless it asks for more.
+fn allow_many_sessions() {
+    // What the system does not allow is found when connections are not taken any more, and logged then.
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    }
+}
+
 fn main() -> ExitCode {
     tls::install_provider();
+    allow_many_sessions();
     let cli = Cli::parse();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,

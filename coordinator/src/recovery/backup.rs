@@ -19,6 +19,7 @@ use sealift_common::format::manifest::{Content, Manifest, ManifestObject, Public
 use sealift_common::format::names::{COORDINATOR_SERIES, ObjectName, manifests_prefix, packs_prefix};
 use sealift_common::format::pack::BackupKeys;
 use sealift_common::id::{AgentId, BackupId, Sha256};
+use sealift_common::selector::Selector;
 use tokio_util::sync::CancellationToken;
 
 use super::seal::{Sealed, Sealer};
@@ -243,7 +244,7 @@ impl OwnBackups {
         let mut open = sealer.begin(CATALOGUE);
         let (mut after, mut more) = (String::new(), true);
         while more {
-            let page = agents::list(&mut tx, &after, 1_000).await?;
+            let page = agents::selected(&mut tx, &Selector::default(), &after, 1_000).await?;
             for agent in &page {
                 for entry in entries(&mut tx, agent).await? {
                     sealer.write(&mut open, &lines::entry(&entry)).await?;

@@ -1,6 +1,7 @@
 //! Reconcilers of runs: offer what is due to agents that are connected here, extend their leases; the leader ends those
 //! that ended. Each is idempotent and bounded, and looks only at the database and at who is connected.
 
+use std::collections::HashSet;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -32,7 +33,7 @@ const OFFER_LIFE: Duration = Duration::from_secs(30);
 /// Leases of connected agents are extended this many times before they would end.
 const EXTENSIONS: u32 = 6;
 /// Agents whose leases are extended in one transaction.
-const LEASES: usize = 500;
+const LEASES: usize = 250;
 
 impl Runs {
     /// Ends leases that ended by the clock. Called by the leader only, which begins its term by giving everybody time: while
@@ -196,19 +197,22 @@ impl Runs {
         let heard = self.sessions.all();
         let news: Vec<_> = {
             let mut recorded = self.recorded.lock().unwrap_or_else(PoisonError::into_inner);
-            recorded.retain(|agent, _| heard.iter().any(|(connected, _)| connected == agent));
+            let connected: HashSet<_> = heard.iter().map(|(agent, _)| *agent).collect();
+            recorded.retain(|agent, _| connected.contains(agent));
             heard
                 .into_iter()
                 .filter(|(agent, at)| recorded.get(agent).is_none_or(|before| before < at))
                 .collect()
         };
+        let working = attempts::working_agents(&mut *self.core.store.reader().await?).await?;
+        let working = &working;
         for batch in news.chunks(LEASES) {
             self.core
                 .store
                 .run_tx("extend leases", move |tx, _| {
                     async move {
-                        for (agent, at) in batch {
-                            agents::seen(tx, *agent, *at).await?;
+                        agents::seen(tx, batch).await?;
+                        for (agent, at) in batch.iter().filter(|(agent, _)| working.contains(agent)) {
                             let until = self.core.to_lease_time(*at).plus(self.lease);
                             attempts::extend(tx, *agent, until).await?;
                         }

@@ -7,9 +7,14 @@ use sealift_common::clock::UnixMillis;
 use sealift_common::crypto::VerifyingKey;
 use sealift_common::id::{AgentId, Sha256};
 use sealift_common::name::{Labels, Name};
-use sqlx::Row as _;
+use sealift_common::selector::Selector;
+use sqlx::{AssertSqlSafe, Row as _};
 
+use super::select::Select;
 use super::{Row, StoreError, Tx, bytes, failed, json, locking, number, text, time};
+
+/// Ids asked for in one query.
+const IDS_PER_QUERY: usize = 500;
 
 /// What an agent may do. Whether it is silent is not stored: that is `active` without a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -107,7 +112,7 @@ pub struct AgentRow {
     pub key_epoch: u32,
 }
 
-fn decode(row: Row) -> Result<AgentRow, sqlx::Error> {
+pub(super) fn decode(row: Row) -> Result<AgentRow, sqlx::Error> {
     Ok(AgentRow {
         id: text(&row, "id")?,
         name: text(&row, "name")?,
@@ -233,18 +238,23 @@ pub async fn replace_host(tx: &mut Tx, agent: &AgentRow) -> Result<(), StoreErro
     Ok(())
 }
 
-/// Records when an agent was last heard of.
+/// Records when agents were last heard of; all of them in one statement.
 ///
 /// # Errors
 /// The database's own.
-pub async fn seen(tx: &mut Tx, id: AgentId, at: UnixMillis) -> Result<(), StoreError> {
-    sqlx::query("UPDATE agents SET last_seen_ms = $2 WHERE id = $1 AND last_seen_ms < $2")
-        .bind(id.to_string())
-        .bind(at.0)
-        .execute(tx)
-        .await
-        .map_err(failed("record that an agent was seen"))?;
-    Ok(())
+pub async fn seen(tx: &mut Tx, heard: &[(AgentId, UnixMillis)]) -> Result<(), StoreError> {
+    if heard.is_empty() {
+        return Ok(());
+    }
+    let row = |n: usize| format!("(CAST(${} AS TEXT), CAST(${} AS BIGINT))", 2 * n + 1, 2 * n + 2);
+    let rows = (0..heard.len()).map(row).collect::<Vec<_>>().join(", ");
+    let sql = format!(
+        "WITH heard (id, at_ms) AS (VALUES {rows}) UPDATE agents SET last_seen_ms = heard.at_ms FROM heard
+         WHERE agents.id = heard.id AND agents.last_seen_ms < heard.at_ms"
+    );
+    let query = sqlx::query(AssertSqlSafe(sql)).persistent(false);
+    let query = heard.iter().fold(query, |query, (agent, at)| query.bind(agent.to_string()).bind(at.0));
+    query.execute(tx).await.map(drop).map_err(failed("record that agents were seen"))
 }
 
 /// The agent with this id.
@@ -313,16 +323,35 @@ pub async fn by_prefix(tx: &mut Tx, prefix: &str) -> Result<Vec<AgentRow>, Store
         .map_err(failed("read an agent"))
 }
 
-/// Agents by name, those after `after`.
+/// The agents with these ids, in no order.
 ///
 /// # Errors
 /// The database's own.
-pub async fn list(tx: &mut Tx, after: &str, limit: u32) -> Result<Vec<AgentRow>, StoreError> {
-    sqlx::query("SELECT * FROM agents WHERE name > $1 ORDER BY name LIMIT $2")
+pub async fn of_ids(tx: &mut Tx, ids: &[AgentId]) -> Result<Vec<AgentRow>, StoreError> {
+    let mut out = Vec::with_capacity(ids.len());
+    for some in ids.chunks(IDS_PER_QUERY) {
+        let query = Select::new("SELECT a.* FROM agents a WHERE a.id IN (")
+            .bind_all(some.iter().map(ToString::to_string));
+        out.extend(query.push(")").fetch(tx, "read agents", decode).await?);
+    }
+    Ok(out)
+}
+
+/// Agents with such labels, by name, those after `after`.
+///
+/// # Errors
+/// The database's own.
+pub async fn selected(
+    tx: &mut Tx,
+    selector: &Selector,
+    after: &str,
+    limit: u32,
+) -> Result<Vec<AgentRow>, StoreError> {
+    Select::new("SELECT a.* FROM agents a WHERE a.name > ")
         .bind(after)
-        .bind(i64::from(limit))
-        .try_map(decode)
-        .fetch_all(tx)
+        .and_selected("a.id", selector)
+        .push(" ORDER BY a.name LIMIT ")
+        .bind(limit)
+        .fetch(tx, "select agents", decode)
         .await
-        .map_err(failed("list agents"))
 }

@@ -1,5 +1,7 @@
 //! Attempts: one agent process working on a run, under one lease.
 
+use std::collections::HashSet;
+
 use sealift_common::clock::UnixMillis;
 use sealift_common::id::{AgentId, BackupId, InstanceId, RunId, SeriesId};
 use sqlx::Row as _;
@@ -202,6 +204,18 @@ pub async fn extend(tx: &mut Tx, agent: AgentId, until: UnixMillis) -> Result<()
     .await
     .map_err(failed("extend leases"))?;
     Ok(())
+}
+
+/// The agents that have an open attempt.
+///
+/// # Errors
+/// The database's own.
+pub async fn working_agents(tx: &mut Tx) -> Result<HashSet<AgentId>, StoreError> {
+    let found = sqlx::query("SELECT DISTINCT agent_id FROM attempts WHERE ended_ms IS NULL")
+        .try_map(|row: Row| text(&row, "agent_id"))
+        .fetch_all(tx)
+        .await;
+    Ok(found.map_err(failed("find agents that work"))?.into_iter().collect())
 }
 
 /// Gives every open attempt at least until `until`: agents need time to come back.

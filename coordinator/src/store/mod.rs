@@ -20,8 +20,10 @@ pub mod dialect;
 pub mod export;
 pub mod fleet;
 pub mod generation;
+mod grouped;
 pub mod installation;
 pub mod leases;
+pub mod lists;
 mod migrations;
 pub mod packs;
 pub mod pauses;
@@ -30,6 +32,7 @@ pub mod recovery;
 pub mod restore_leases;
 pub mod retention;
 pub mod runs;
+pub mod select;
 pub mod series;
 pub mod series_operations;
 pub mod source_policies;
@@ -282,6 +285,9 @@ impl Store {
         E: std::error::Error + From<StoreError> + 'static,
         F: for<'tx> Fn(&'tx mut Tx, Borrowed<'tx, 'caller>) -> BoxFuture<'tx, Result<T, E>>,
     {
+        if let Some(grouped) = &self.0.grouped {
+            return grouped.run(name, work).await;
+        }
         let failed = |source| E::from(StoreError::Database { operation: name, source });
         let mut connection = self.0.writer.acquire().await.map_err(failed)?;
         let outcome = self.try_on(&mut connection, name, work).await;
@@ -362,6 +368,9 @@ impl Store {
 
     /// Closes all connections; what is committed is on disk.
     pub async fn close(&self) {
+        if let Some(grouped) = &self.0.grouped {
+            grouped.close().await;
+        }
         self.0.readers.close().await;
         self.0.writer.close().await;
     }

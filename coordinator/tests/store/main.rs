@@ -8,3 +8,4 @@ mod races;
 mod schema;
 #[path = "../support/mod.rs"]
 mod support;
+mod together;

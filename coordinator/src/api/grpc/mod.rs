@@ -14,6 +14,7 @@ pub mod recovery;
 pub mod retention;
 pub mod runs;
 pub mod series;
+pub mod storage;
 pub mod tokens;
 pub mod trust;
 
