@@ -33,12 +33,6 @@ CREATE TABLE series_retention (
 );
 CREATE INDEX series_retention_due ON series_retention (collected_ms);
 
--- The rules of a series (JSON), as long as no policy says otherwise; without a row everything stays.
-CREATE TABLE series_rules (
-    series_id TEXT PRIMARY KEY NOT NULL REFERENCES series (id),
-    rules     TEXT NOT NULL
-);
-
 -- What is under way on a series that must not run beside something else (src/retention/beside.rs).
 CREATE TABLE series_operations (
     series_id  TEXT NOT NULL REFERENCES series (id),

@@ -197,7 +197,7 @@ impl Retention {
         source: sources::SourceRow,
     ) -> Result<SourcePlan, RetentionError> {
         let now = self.core.clock.now();
-        let rules = rules_of(tx, source.series).await?;
+        let rules = rules_of(tx, source.series, now).await?;
         let kept = retention::backups(tx, source.series, now).await?;
         let mut verdicts = Vec::new();
         for verdict in plan(&candidates(&kept), rules.as_ref(), now) {

@@ -41,7 +41,7 @@ impl Retention {
         series: SeriesId,
     ) -> Result<usize, RetentionError> {
         let now = self.core.clock.now();
-        let Some(rules) = rules_of(tx, series).await? else { return Ok(0) };
+        let Some(rules) = rules_of(tx, series, now).await? else { return Ok(0) };
         let backups = retention::backups(tx, series, now).await?;
         let mut expired = 0;
         for verdict in plan(&candidates(&backups), Some(&rules), now).into_iter().rev() {

@@ -166,9 +166,9 @@ impl Verdict {
 }
 
 /// The backup that a series must never lose: the newest good one; without any, the newest that is whole; without any, the
-/// newest.
+/// newest that was complete once; and else the newest.
 pub fn last_good(backups: &[Candidate]) -> Option<BackupId> {
-    backups.iter().max_by_key(|b| (b.is_good(), b.whole, b.received, b.sequence)).map(|b| b.id)
+    backups.iter().max_by_key(|b| (b.is_good(), b.whole, b.complete, b.received, b.sequence)).map(|b| b.id)
 }
 
 fn last_verified(backups: &[Candidate]) -> Option<BackupId> {

@@ -9,7 +9,6 @@ use sqlx::Row as _;
 
 use super::packs::ranges;
 use super::{Row, StoreError, Tx, bytes, failed, flag, number, optional_flag, text, time};
-use crate::retention::rules::RetentionRules;
 use crate::retention::states::{BackupState, PackState};
 
 /// A backup that was prepared and not removed, as retention and collection see it.
@@ -211,44 +210,6 @@ pub async fn end_backup(tx: &mut Tx, id: BackupId) -> Result<bool, StoreError> {
             .await
             .map_err(failed("record that a backup is gone"))?;
     Ok(done.rows_affected() > 0)
-}
-
-/// The rules of a series, where there are any.
-///
-/// # Errors
-/// The database's own.
-pub async fn rules(tx: &mut Tx, series: SeriesId) -> Result<Option<RetentionRules>, StoreError> {
-    sqlx::query("SELECT rules FROM series_rules WHERE series_id = $1")
-        .bind(series.to_string())
-        .try_map(|row: Row| super::json(&row, "rules"))
-        .fetch_optional(tx)
-        .await
-        .map_err(failed("read the rules of a series"))
-}
-
-/// Gives a series rules, or takes them away.
-///
-/// # Errors
-/// The database's own.
-pub async fn set_rules(
-    tx: &mut Tx,
-    series: SeriesId,
-    rules: Option<&RetentionRules>,
-) -> Result<(), StoreError> {
-    let query = match rules {
-        Some(_) => {
-            "INSERT INTO series_rules (series_id, rules) VALUES ($1, $2)
-             ON CONFLICT (series_id) DO UPDATE SET rules = $2"
-        }
-        None => "DELETE FROM series_rules WHERE series_id = $1 AND $2 = ''",
-    };
-    sqlx::query(query)
-        .bind(series.to_string())
-        .bind(rules.map(super::to_json).unwrap_or_default())
-        .execute(tx)
-        .await
-        .map(drop)
-        .map_err(failed("record the rules of a series"))
 }
 
 /// Records that a backup was undeleted.

@@ -36,6 +36,7 @@ use sealift_coordinator::store::audit::{EventFilter, EventRow};
 use sealift_coordinator::store::backups::AgentReport;
 use sealift_coordinator::store::packs::PackFacts;
 use sealift_coordinator::store::runs::RunRow;
+use sealift_coordinator::store::source_policies::SourcePolicyRow;
 use sealift_coordinator::store::sources::SourceRow;
 use sealift_coordinator::store::tokens::TokenRow;
 use sealift_coordinator::store::trust::TrustRow;
@@ -141,9 +142,23 @@ impl World {
         Retention::new(self.core.clone(), self.objects.clone(), self.backups.clone())
     }
 
-    /// Gives a series rules, as a policy would.
+    /// Gives a series rules that are in force at once, as a policy does.
     pub async fn set_rules(&self, series: SeriesId, rules: &RetentionRules) {
-        self.write(|tx, _| store::retention::set_rules(tx, series, Some(rules)).boxed()).await;
+        let source = store::sources::of_series(&mut self.core.store.reader().await.unwrap(), series).await;
+        let row = SourcePolicyRow {
+            series,
+            agent: source.unwrap().unwrap().agent,
+            policy: None,
+            timezone: "UTC".to_owned(),
+            assigned: self.clock.now(),
+            promise_ms: 0,
+            overdue_since: None,
+            next_due: None,
+            owed: None,
+            retention: *rules,
+            retention_next: None,
+        };
+        self.write(|tx, _| store::source_policies::put(tx, &row).boxed()).await;
     }
 
     /// Of the key that signs trust policies.
