@@ -133,7 +133,7 @@ fn main() -> ExitCode {
     let done = runtime.block_on(async {
         match cli.command {
             Command::Dev { data_dir, listen, http_listen, s3_listen } => {
-                dev(&data_dir, DevListen { grpc: listen, http: http_listen, s3: s3_listen }).await
+                Box::pin(dev(&data_dir, DevListen { grpc: listen, http: http_listen, s3: s3_listen })).await
             }
             Command::Serve { config } => serve(&config).await,
             Command::Check { config } => check(&config),

@@ -93,7 +93,7 @@ async fn every_query_over_history_uses_an_index(on: Database) {
                     }
                 }
             }
-            let list = BackupList { of: of.clone(), since };
+            let list = BackupList { of: of.clone(), since, expired: false };
             // A host's or series' own backups are few: those may be sorted.
             let orders = if of == Of::default() { BackupOrder::ALL } else { &[BackupOrder::Made] };
             for order in orders {

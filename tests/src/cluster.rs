@@ -135,6 +135,12 @@ impl Cluster {
     pub fn on_postgres(s3: S3, coordinators: usize) -> Self {
         let database = Postgres::start();
         database.create_database("sealift");
+        Self::on_server(s3, database, coordinators)
+    }
+
+    /// As [`Cluster::on_postgres`], on this server, in its database `sealift`.
+    #[track_caller]
+    pub fn on_server(s3: S3, database: Postgres, coordinators: usize) -> Self {
         Self::with_storage(Storage::Server(Box::new(s3)), &[], Some(database), coordinators)
     }
 

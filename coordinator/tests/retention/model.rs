@@ -26,6 +26,7 @@ use sealift_coordinator::retention::collect::Round;
 use sealift_coordinator::retention::rules::RetentionRules;
 use sealift_coordinator::retention::{Retention, RetentionError, packs::GRACE};
 use sealift_coordinator::runs::{AttemptRef, Report};
+use sealift_coordinator::store::lists::Paging;
 use sealift_coordinator::store::retention as rows;
 
 use super::host::{Data, Host, bytes_of};
@@ -128,8 +129,9 @@ impl Model {
     }
 
     async fn listed(&self, expired: bool) -> Vec<BackupView> {
-        let query = BackupQuery { limit: 1_000, expired, ..BackupQuery::default() };
-        self.world.backups.list(&self.world.as_admin(), &query).await.unwrap().0
+        let query = BackupQuery { expired, ..BackupQuery::default() };
+        let page = self.world.backups.list(&self.world.as_admin(), &query, &Paging::first(1_000)).await;
+        page.unwrap().rows
     }
 
     async fn some_listed(&self, expired: bool) -> Option<BackupView> {

@@ -16,9 +16,10 @@ pub fn measure(packs: usize) {
 }
 
 fn on(name: &str, server: Option<Postgres>, packs: usize) {
-    let mut cluster = match &server {
+    let on_postgres = server.is_some();
+    let mut cluster = match server {
         None => Cluster::on(S3::rgw()),
-        Some(server) => Cluster::on_postgres(S3::rgw(), server, "sealift"),
+        Some(server) => Cluster::on_server(S3::rgw(), server, 1),
     };
     let mut fleet = Fleet::new(Options { refer_to_all: true, ..Options::default() });
     fleet.enrol(&Invitation::of(&cluster, 1, &[]), "host", 1);
@@ -27,9 +28,9 @@ fn on(name: &str, server: Option<Postgres>, packs: usize) {
     cluster.backup_ok("host-0000/data");
     cluster.stop_coordinator();
     let file = cluster.data_dir().join("coordinator.db");
-    let database = match &server {
-        None => Database::Sqlite(&file),
-        Some(server) => Database::Postgres(server, "sealift"),
+    let database = match on_postgres {
+        false => Database::Sqlite(&file),
+        true => Database::Postgres(cluster.database(), "sealift"),
     };
     generated::add_stored_packs(database, packs);
     cluster.start_coordinator();

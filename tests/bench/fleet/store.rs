@@ -40,9 +40,10 @@ pub fn server() -> Postgres {
 }
 
 fn on(name: &str, server: Option<Postgres>, size: Size) {
-    let mut cluster = match &server {
+    let on_postgres = server.is_some();
+    let mut cluster = match server {
         None => Cluster::on(S3::rgw()),
-        Some(server) => Cluster::on_postgres(S3::rgw(), server, "sealift"),
+        Some(server) => Cluster::on_server(S3::rgw(), server, 1),
     };
     {
         let mut fleet = Fleet::new(Options::default());
@@ -54,9 +55,9 @@ fn on(name: &str, server: Option<Postgres>, size: Size) {
     cluster.stop_coordinator();
     let started = Instant::now();
     let file = cluster.data_dir().join("coordinator.db");
-    let database = match &server {
-        None => Database::Sqlite(&file),
-        Some(server) => Database::Postgres(server, "sealift"),
+    let database = match on_postgres {
+        false => Database::Sqlite(&file),
+        true => Database::Postgres(cluster.database(), "sealift"),
     };
     generated::fill(database, size, Clock::system().now().0);
     let Size { hosts, backups, packs } = size;
