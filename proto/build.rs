@@ -10,6 +10,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "sealift/v1/series.proto",
         "sealift/v1/retention.proto",
         "sealift/v1/policy.proto",
+        "sealift/v1/storage.proto",
     ];
     let descriptors = protox::compile(files, ["."])?;
     tonic_prost_build::configure()

@@ -34,6 +34,7 @@ use crate::api::grpc::retention::RetentionApi;
 use crate::api::grpc::runs::RunApi;
 use crate::api::grpc::series::SeriesApi;
 use crate::api::grpc::session::SessionApi;
+use crate::api::grpc::storage::StorageApi;
 use crate::api::grpc::tokens::TokenApi;
 use crate::api::grpc::trust::TrustApi;
 use crate::api::grpc::{Gate, MAX_REQUEST, span};
@@ -389,6 +390,7 @@ impl Coordinator {
             policies: self.policies.clone(),
             scheduler: self.scheduler.clone(),
         };
+        let storage = StorageApi { gate: gate.clone(), core: core.clone() };
         let fleet = FleetApi {
             gate,
             core: core.clone(),
@@ -443,6 +445,10 @@ impl Coordinator {
             )
             .add_service(
                 v1::retention_admin_server::RetentionAdminServer::new(retention)
+                    .max_decoding_message_size(MAX_REQUEST),
+            )
+            .add_service(
+                v1::storage_admin_server::StorageAdminServer::new(storage)
                     .max_decoding_message_size(MAX_REQUEST),
             )
             .add_service(v1::backup_server::BackupServer::new(backup).max_decoding_message_size(MAX_REQUEST))

@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::agent::Agent;
 use crate::process::{Process, guarded, run};
 use crate::scratch::Scratch;
-use crate::services::{S3, free_port};
+use crate::services::{Postgres, S3, free_port};
 use crate::{binary, wait};
 
 /// What one run of `sealift` gave.
@@ -81,6 +81,8 @@ enum Storage {
 pub struct Cluster {
     coordinator: Option<Process>,
     storage: Storage,
+    /// Where the database is, unless it is a SQLite file.
+    database: Option<String>,
     variables: Vec<(String, String)>,
     port: u16,
     http_port: u16,
@@ -98,27 +100,35 @@ impl Cluster {
     /// `sealift-coordinator dev`: everything embedded.
     #[track_caller]
     pub fn dev() -> Self {
-        Self::with_storage(Storage::Embedded, &[])
+        Self::with_storage(Storage::Embedded, None, &[])
     }
 
     /// As [`Cluster::dev`], with variables in the coordinator's and the command's environment.
     #[track_caller]
     pub fn dev_with(variables: &[(&str, &str)]) -> Self {
-        Self::with_storage(Storage::Embedded, variables)
+        Self::with_storage(Storage::Embedded, None, variables)
     }
 
     /// `sealift-coordinator serve` with a SQLite file and the given bucket.
     #[track_caller]
     pub fn on(s3: S3) -> Self {
-        Self::with_storage(Storage::Server(Box::new(s3)), &[])
+        Self::with_storage(Storage::Server(Box::new(s3)), None, &[])
+    }
+
+    /// `sealift-coordinator serve` with a database on a PostgreSQL server and the given bucket.
+    #[track_caller]
+    pub fn on_postgres(s3: S3, server: &Postgres, database: &str) -> Self {
+        let password = [("SEALIFT_DATABASE_PASSWORD", server.password())];
+        Self::with_storage(Storage::Server(Box::new(s3)), Some(server.url(database)), &password)
     }
 
     #[track_caller]
-    fn with_storage(storage: Storage, variables: &[(&str, &str)]) -> Self {
+    fn with_storage(storage: Storage, database: Option<String>, variables: &[(&str, &str)]) -> Self {
         let scratch = Scratch::new("cluster");
         let mut cluster = Self {
             coordinator: None,
             storage,
+            database,
             variables: variables.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
             port: free_port(),
             http_port: free_port(),
@@ -422,15 +432,22 @@ impl Cluster {
         let root = self.json(&["keys", "generate", "--kind", "root", "--out", &root_key]);
         let text = |value: &str| format!("{value:?}");
         let dir = |name: &str| text(&self.data_dir().join(name).display().to_string());
+        let database = match &self.database {
+            None => format!(
+                "url = {}",
+                text(&format!("sqlite:{}", self.data_dir().join("coordinator.db").display()))
+            ),
+            Some(url) => format!("url = {}\npassword = \"${{SEALIFT_DATABASE_PASSWORD}}\"", text(url)),
+        };
         let mut config = format!(
             "[listen]\ngrpc = \"127.0.0.1:{}\"\nhttp = \"127.0.0.1:{}\"\n\n[public]\ncoordinators = [{}]\n\n\
-             [database]\nurl = {}\n\n[ca]\ndir = {}\n\n[trust]\nroot_sha256 = [{}]\n\n\
+             [database]\n{}\n\n[ca]\ndir = {}\n\n[trust]\nroot_sha256 = [{}]\n\n\
              [storage]\nendpoint = {}\nregion = {}\nbucket = {}\nprefix = {}\nallow_http = true\n\
              access_key_id = \"${{AWS_ACCESS_KEY_ID}}\"\nsecret_access_key = \"${{AWS_SECRET_ACCESS_KEY}}\"\n",
             self.port,
             self.http_port,
             text(&self.url()),
-            text(&format!("sqlite:{}", self.data_dir().join("coordinator.db").display())),
+            database,
             dir("ca"),
             root["root_key_sha256"],
             text(&s3.endpoint),

@@ -12,7 +12,7 @@ use sealift_proto::v1;
 use serde::Serialize;
 
 use crate::app::App;
-use crate::coordinator::{Limit, pages};
+use crate::coordinator::{Limit, Order, ordered_pages};
 use crate::error::{Error, Exit, Result, said};
 use crate::hosts;
 use crate::source::SourceView;
@@ -27,7 +27,7 @@ const CLOCK_TOLERANCE: Duration = Duration::from_secs(5 * 60);
 pub enum Command {
     /// List hosts
     #[command(
-        after_help = "Examples:\n  sealift agent list\n  sealift agent list -l 'role=pos,region in (eu,uk)' --output json"
+        after_help = "Examples:\n  sealift agent list\n  sealift agent list -l 'role=pos,region in (eu,uk)' --output json\n  sealift agent list --sort stored --limit 20      (or name, last-seen, enrolled)"
     )]
     List(ListArgs),
     /// Show one host and its sources
@@ -61,6 +61,8 @@ pub struct ListArgs {
     selector: Option<String>,
     #[command(flatten)]
     limit: Limit,
+    #[command(flatten)]
+    order: Order,
 }
 
 /// `sealift agent show`
@@ -150,6 +152,9 @@ struct View {
     state_reason: Option<String>,
     keep_until: Option<String>,
     clock_skew_ms: i64,
+    /// Of all its series.
+    backups: u64,
+    stored_bytes: u64,
     sources: Vec<SourceView>,
     #[serde(skip)]
     last_seen_ms: i64,
@@ -178,6 +183,8 @@ impl From<&v1::Agent> for View {
             state_reason: (!agent.state_reason.is_empty()).then(|| agent.state_reason.clone()),
             keep_until: rfc3339(agent.keep_until_ms),
             clock_skew_ms: agent.clock_skew_ms,
+            backups: agent.backups,
+            stored_bytes: agent.stored_bytes,
             sources: agent.sources.iter().map(SourceView::from).collect(),
             last_seen_ms: agent.last_seen_ms,
             certificate_expires_ms: agent.certificate_expires_ms,
@@ -200,7 +207,7 @@ pub async fn run(app: &App, command: Command) -> Result<Exit> {
 async fn list(app: &App, args: ListArgs) -> Result<Exit> {
     let coordinator = app.connect().await?;
     let selector = args.selector.unwrap_or_default();
-    let agents = pages(&app.ui, args.limit, async |page| {
+    let agents = ordered_pages(&app.ui, args.limit, args.order, async |page| {
         let request = v1::ListAgentsRequest { page: Some(page), selector: selector.clone() };
         let reply = coordinator.agents().list_agents(request).await.map_err(said("list hosts"))?.into_inner();
         Ok((reply.agents, reply.next))
@@ -208,16 +215,22 @@ async fn list(app: &App, args: ListArgs) -> Result<Exit> {
     .await?;
     let now = app.clock.now();
     let views: Vec<View> = agents.iter().map(View::from).collect();
-    app.ui.list(&views, &["name", "state", "last seen", "sources", "version", "labels"], |view| {
-        vec![
-            view.name.clone(),
-            view.state.clone(),
-            if view.connected { "connected".to_owned() } else { relative(view.last_seen_ms, now) },
-            view.sources.len().to_string(),
-            view.version.clone(),
-            ui::labels(&view.labels),
-        ]
-    })?;
+    app.ui.list(
+        &views,
+        &["name", "state", "last seen", "sources", "backups", "stored", "version", "labels"],
+        |view| {
+            vec![
+                view.name.clone(),
+                view.state.clone(),
+                if view.connected { "connected".to_owned() } else { relative(view.last_seen_ms, now) },
+                view.sources.len().to_string(),
+                view.backups.to_string(),
+                ui::size(view.stored_bytes),
+                view.version.clone(),
+                ui::labels(&view.labels),
+            ]
+        },
+    )?;
     if views.is_empty() && selector.is_empty() {
         app.ui
             .note("no host has enrolled: `sealift token create` makes a token, and says what to do with it");
@@ -255,6 +268,10 @@ fn lines(view: &View, now: UnixMillis) -> Vec<(&'static str, String)> {
         ("Enrolled", view.enrolled.clone().unwrap_or_default()),
         ("Certificate ends", relative(view.certificate_expires_ms, now)),
         ("Signing key", view.signing_key.clone()),
+        (
+            "Stored",
+            format!("{}, {}", ui::size(view.stored_bytes), ui::count(view.backups as usize, "backup")),
+        ),
         ("Sources", sources),
     ]
 }

@@ -37,7 +37,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Noun {
     /// The fleet at a glance
-    Status(status::Args),
+    Status(Box<status::Args>),
     /// Hosts
     #[command(subcommand)]
     Agent(agent::Command),
@@ -153,7 +153,7 @@ fn telemetry_settings() -> telemetry::Settings {
 
 async fn dispatch(app: &App, noun: Noun) -> Result<Exit> {
     match noun {
-        Noun::Status(args) => status::run(app, &args).await,
+        Noun::Status(args) => status::run(app, *args).await,
         Noun::Agent(command) => agent::run(app, command).await,
         Noun::Source(command) => source::run(app, command).await,
         Noun::Series(command) => series::run(app, command).await,

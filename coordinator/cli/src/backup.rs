@@ -10,7 +10,7 @@ use tokio_stream::StreamExt as _;
 use crate::agent::selector;
 use crate::app::App;
 use crate::backup_keeping::{self, KeepingView};
-use crate::coordinator::{Coordinator, Limit, pages};
+use crate::coordinator::{Coordinator, Limit, Order, ordered_pages, pages};
 use crate::error::{Error, Exit, Result, said};
 use crate::identity::IdentityArgs;
 use crate::progress::Bar;
@@ -29,7 +29,7 @@ pub enum Command {
     Run(RunArgs),
     /// List backups, newest first
     #[command(
-        after_help = "Examples:\n  sealift backup list\n  sealift backup list store-0042/main-db --since 7d\n  sealift backup list -l role=pos --output json"
+        after_help = "Examples:\n  sealift backup list\n  sealift backup list store-0042/main-db --since 7d\n  sealift backup list -l role=pos --output json\n  sealift backup list --sort stored --limit 20      (or made, size)"
     )]
     List(Box<ListArgs>),
     /// Show one backup: streams, sizes, warnings, who can open it
@@ -79,6 +79,8 @@ pub struct ListArgs {
     deleted: bool,
     #[command(flatten)]
     limit: Limit,
+    #[command(flatten)]
+    order: Order,
 }
 
 /// `sealift backup show`
@@ -322,7 +324,7 @@ async fn wait(app: &App, mut coordinator: Coordinator, runs: &[v1::Run]) -> Resu
 async fn list(app: &App, args: ListArgs) -> Result<Exit> {
     let coordinator = app.connect().await?;
     let now = app.clock.now();
-    let backups = pages(&app.ui, args.limit, async |page| {
+    let backups = ordered_pages(&app.ui, args.limit, args.order, async |page| {
         let request = v1::ListBackupsRequest {
             page: Some(page),
             source: args.source.clone(),

@@ -10,6 +10,7 @@ use sealift_proto::v1::policy_admin_client::PolicyAdminClient;
 use sealift_proto::v1::retention_admin_client::RetentionAdminClient;
 use sealift_proto::v1::run_admin_client::RunAdminClient;
 use sealift_proto::v1::series_admin_client::SeriesAdminClient;
+use sealift_proto::v1::storage_admin_client::StorageAdminClient;
 use sealift_proto::v1::token_admin_client::TokenAdminClient;
 use sealift_proto::v1::trust_admin_client::TrustAdminClient;
 use tokio::net::TcpStream;
@@ -28,39 +29,65 @@ const MAX_REPLY: usize = 64 << 20;
 /// Most entries of one page (`Page.limit`).
 pub const MAX_PAGE: u32 = 1_000;
 
-/// How many entries a list shows.
-#[derive(Debug, Clone, Copy, clap::Args)]
+/// How many entries a list shows, and from where on.
+#[derive(Debug, Clone, Default, clap::Args)]
 pub struct Limit {
     /// Show at most so many; 0 shows all
     #[arg(long, default_value_t = MAX_PAGE, value_name = "N")]
     limit: u32,
+    /// Go on after this place, which an earlier part of the same list named on stderr
+    #[arg(long, default_value = "", hide_default_value = true, value_name = "PLACE")]
+    after: String,
 }
 
 impl Limit {
     /// No limit.
     pub fn all() -> Self {
-        Self { limit: 0 }
+        Self::default()
     }
+}
+
+/// In which order a list is shown.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct Order {
+    /// Sort by this instead
+    #[arg(long, default_value = "", hide_default_value = true, value_name = "KEY")]
+    sort: String,
+    /// The other way round
+    #[arg(long)]
+    reverse: bool,
 }
 
 /// Asks for page after page until the limit is reached or nothing follows; says so on stderr where something was left out.
 pub async fn pages<T>(
     ui: &Ui,
     limit: Limit,
+    fetch: impl AsyncFnMut(v1::Page) -> Result<(Vec<T>, String)>,
+) -> Result<Vec<T>> {
+    ordered_pages(ui, limit, Order::default(), fetch).await
+}
+
+/// As [`pages`], in an order.
+pub async fn ordered_pages<T>(
+    ui: &Ui,
+    limit: Limit,
+    order: Order,
     mut fetch: impl AsyncFnMut(v1::Page) -> Result<(Vec<T>, String)>,
 ) -> Result<Vec<T>> {
     let wanted = if limit.limit == 0 { usize::MAX } else { limit.limit as usize };
-    let (mut all, mut after) = (Vec::new(), String::new());
+    let (mut all, mut after) = (Vec::new(), limit.after);
     loop {
         let room = u32::try_from(wanted - all.len()).unwrap_or(MAX_PAGE).min(MAX_PAGE);
-        let (page, next) = fetch(v1::Page { limit: room, after: after.clone() }).await?;
+        let asked =
+            v1::Page { limit: room, after: after.clone(), sort: order.sort.clone(), reverse: order.reverse };
+        let (page, next) = fetch(asked).await?;
         all.extend(page);
         all.truncate(wanted);
         if next.is_empty() || next == after {
             return Ok(all);
         }
         if all.len() >= wanted {
-            ui.note(format!("only the first {wanted} are shown: --limit 0 shows all"));
+            ui.note(format!("only {wanted} are shown: --limit 0 shows all, --after {next} what follows"));
             return Ok(all);
         }
         after = next;
@@ -132,6 +159,8 @@ impl Coordinator {
         runs: RunAdminClient;
         /// Backups, their verification, and what a restore needs.
         backups: BackupAdminClient;
+        /// What is stored.
+        storage: StorageAdminClient;
         /// Status and audit.
         fleet: FleetAdminClient;
     }

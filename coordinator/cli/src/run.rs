@@ -10,7 +10,7 @@ use tokio_stream::StreamExt as _;
 
 use crate::agent::selector;
 use crate::app::App;
-use crate::coordinator::{Coordinator, Limit, pages};
+use crate::coordinator::{Coordinator, Limit, Order, ordered_pages};
 use crate::error::{Error, Exit, Result, said};
 use crate::progress::Bar;
 use crate::time::{Since, parse_since, relative, rfc3339, rough, took};
@@ -21,7 +21,7 @@ use crate::ui::{self, Change, Ui};
 pub enum Command {
     /// List runs, newest first
     #[command(
-        after_help = "Examples:\n  sealift run list\n  sealift run list --state failed --since 24h\n  sealift run list store-0042/main-db --output json"
+        after_help = "Examples:\n  sealift run list\n  sealift run list --state failed --since 24h\n  sealift run list store-0042/main-db --output json\n  sealift run list -l role=pos --reverse --limit 20      (oldest first)"
     )]
     List(Box<ListArgs>),
     /// Show one run: its attempts, and what the dump tool said
@@ -53,6 +53,8 @@ pub struct ListArgs {
     since: Option<Since>,
     #[command(flatten)]
     limit: Limit,
+    #[command(flatten)]
+    order: Order,
 }
 
 /// `sealift run show|watch`
@@ -294,7 +296,7 @@ pub async fn run(app: &App, command: Command) -> Result<Exit> {
 async fn list(app: &App, args: ListArgs) -> Result<Exit> {
     let coordinator = app.connect().await?;
     let now = app.clock.now();
-    let runs = pages(&app.ui, args.limit, async |page| {
+    let runs = ordered_pages(&app.ui, args.limit, args.order, async |page| {
         let request = v1::ListRunsRequest {
             page: Some(page),
             source: args.source.clone(),

@@ -9,7 +9,7 @@ use tokio_stream::StreamExt as _;
 use crate::agent::selector;
 use crate::app::App;
 use crate::backup::BackupView;
-use crate::coordinator::{Limit, pages};
+use crate::coordinator::{Limit, Order, ordered_pages};
 use crate::error::{Exit, Result, said};
 use crate::run::RunView;
 use crate::time::{relative, rfc3339};
@@ -20,7 +20,7 @@ use crate::ui;
 pub enum Command {
     /// List what the hosts can back up, with the last good backup of each
     #[command(
-        after_help = "Examples:\n  sealift source list\n  sealift source list -l role=pos --rpo overdue\n  sealift source list --no-policy"
+        after_help = "Examples:\n  sealift source list\n  sealift source list -l role=pos --rpo overdue\n  sealift source list --no-policy\n  sealift source list --sort last-backup --limit 20      (or name, stored)"
     )]
     List(ListArgs),
     /// Let hosts connect to their sources and say what they find
@@ -47,6 +47,8 @@ pub struct ListArgs {
     no_policy: bool,
     #[command(flatten)]
     limit: Limit,
+    #[command(flatten)]
+    order: Order,
 }
 
 /// `sealift source test`
@@ -71,6 +73,8 @@ pub struct SourceView {
     series_id: Option<String>,
     /// Whether it is still in the host's config.
     present: bool,
+    backups: u64,
+    stored_bytes: u64,
     last_good_backup: Option<BackupView>,
     last_run: Option<RunView>,
     /// The policy in force, which version of it, and whether that is tried out.
@@ -105,6 +109,8 @@ impl From<&v1::SourceState> for SourceView {
             detail: state.detail.clone(),
             series_id: (!state.series_id.is_empty()).then(|| state.series_id.clone()),
             present: state.present,
+            backups: state.backups,
+            stored_bytes: state.stored_bytes,
             last_good_backup: state.last_good.as_ref().filter(|b| !b.id.is_empty()).map(BackupView::from),
             last_run: state.last_run.as_ref().filter(|r| !r.id.is_empty()).map(RunView::from),
             policy: (!state.policy.is_empty()).then(|| state.policy.clone()),
@@ -155,7 +161,7 @@ pub async fn run(app: &App, command: Command) -> Result<Exit> {
 async fn list(app: &App, args: ListArgs) -> Result<Exit> {
     let coordinator = app.connect().await?;
     let selector = args.selector.unwrap_or_default();
-    let sources = pages(&app.ui, args.limit, async |page| {
+    let sources = ordered_pages(&app.ui, args.limit, args.order, async |page| {
         let request = v1::ListSourcesRequest {
             page: Some(page),
             selector: selector.clone(),
@@ -170,8 +176,18 @@ async fn list(app: &App, args: ListArgs) -> Result<Exit> {
     .await?;
     let now = app.clock.now();
     let views: Vec<SourceView> = sources.iter().map(SourceView::from).collect();
-    let header =
-        ["source", "kind", "last good backup", "rpo", "size", "last run", "policy", "next due", "detail"];
+    let header = [
+        "source",
+        "kind",
+        "last good backup",
+        "rpo",
+        "size",
+        "stored",
+        "last run",
+        "policy",
+        "next due",
+        "detail",
+    ];
     app.ui.list(&views, &header, |view| {
         let last_run = view.last_run.as_ref().map(|run| run.state.clone()).unwrap_or_default();
         vec![
@@ -180,6 +196,7 @@ async fn list(app: &App, args: ListArgs) -> Result<Exit> {
             view.last_good(now),
             if view.rpo.state == "none" { String::new() } else { view.rpo.state.clone() },
             view.last_good_backup.as_ref().map(|b| ui::size(b.raw_bytes)).unwrap_or_default(),
+            ui::size(view.stored_bytes),
             if view.present { last_run } else { "not in config".to_owned() },
             view.policies(),
             if view.next_due_ms == 0 { String::new() } else { relative(view.next_due_ms, now) },

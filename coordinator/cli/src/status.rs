@@ -3,7 +3,9 @@
 use sealift_proto::v1;
 use serde::Serialize;
 
+use crate::agent::selector;
 use crate::app::App;
+use crate::coordinator::{Limit, Order, ordered_pages};
 use crate::error::{Exit, Result, said};
 use crate::run::RunView;
 use crate::time::{relative, rfc3339};
@@ -11,8 +13,103 @@ use crate::ui;
 
 /// `sealift status`
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  sealift status\n  sealift status --output json")]
-pub struct Args {}
+#[command(
+    after_help = "Examples:\n  sealift status\n  sealift status --output json\n  sealift status --storage host --limit 20\n  sealift status --storage label --label region -l role=pos"
+)]
+pub struct Args {
+    /// Show what the backups take in the bucket, by host, series or label
+    #[arg(long, value_enum, value_name = "BY")]
+    storage: Option<By>,
+    /// By label: only labels with this key
+    #[arg(long, requires = "storage", default_value = "", hide_default_value = true, value_name = "KEY")]
+    label: String,
+    #[command(flatten)]
+    usage: UsageArgs,
+}
+
+/// What `--storage` shows.
+#[derive(Debug, clap::Args)]
+struct UsageArgs {
+    /// With --storage: only hosts with these labels
+    #[arg(short = 'l', long, requires = "storage", value_name = "SELECTOR", value_parser = selector)]
+    selector: Option<String>,
+    #[command(flatten)]
+    limit: Limit,
+    #[command(flatten)]
+    order: Order,
+}
+
+/// What is summed up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum By {
+    /// All series of a host
+    Host,
+    /// Each series
+    Series,
+    /// All series of the hosts that have a label
+    Label,
+}
+
+#[derive(Serialize)]
+struct UsageView {
+    name: String,
+    id: String,
+    hosts: u32,
+    series: u32,
+    backups: u64,
+    packs: u64,
+    stored_bytes: u64,
+    raw_bytes: u64,
+}
+
+async fn usage(app: &App, by: By, args: Args) -> Result<Exit> {
+    let coordinator = app.connect().await?;
+    let by = match by {
+        By::Host => v1::UsageBy::Host,
+        By::Series => v1::UsageBy::Series,
+        By::Label => v1::UsageBy::Label,
+    };
+    let UsageArgs { selector, limit, order } = args.usage;
+    let usage = ordered_pages(&app.ui, limit, order, async |page| {
+        let request = v1::ListUsageRequest {
+            page: Some(page),
+            by: by.into(),
+            selector: selector.clone().unwrap_or_default(),
+            label: args.label.clone(),
+        };
+        let reply =
+            coordinator.storage().list_usage(request).await.map_err(said("ask what is stored"))?.into_inner();
+        Ok((reply.usage, reply.next))
+    })
+    .await?;
+    let view = |usage: v1::Usage| UsageView {
+        name: usage.name,
+        id: usage.id,
+        hosts: usage.hosts,
+        series: usage.series,
+        backups: usage.backups,
+        packs: usage.packs,
+        stored_bytes: usage.stored_bytes,
+        raw_bytes: usage.raw_bytes,
+    };
+    let views: Vec<UsageView> = usage.into_iter().map(view).collect();
+    app.ui.list(
+        &views,
+        &["name", "stored", "backups", "size of these", "packs", "series", "hosts"],
+        |view| {
+            vec![
+                view.name.clone(),
+                ui::size(view.stored_bytes),
+                view.backups.to_string(),
+                ui::size(view.raw_bytes),
+                view.packs.to_string(),
+                view.series.to_string(),
+                view.hosts.to_string(),
+            ]
+        },
+    )?;
+    Ok(Exit::Done)
+}
 
 #[derive(Serialize)]
 struct View {
@@ -115,7 +212,10 @@ impl From<v1::StorageStatus> for StorageView {
 }
 
 /// Runs `sealift status`.
-pub async fn run(app: &App, _: &Args) -> Result<Exit> {
+pub async fn run(app: &App, args: Args) -> Result<Exit> {
+    if let Some(by) = args.storage {
+        return usage(app, by, args).await;
+    }
     let reply = app
         .connect()
         .await?

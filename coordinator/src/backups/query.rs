@@ -1,6 +1,6 @@
 //! What admins ask about backups: which there are, and which one a text names.
 
-use std::collections::HashMap;
+use std::collections::BTreeSet;
 use std::str::FromStr;
 
 use sealift_common::clock::UnixMillis;
@@ -10,8 +10,12 @@ use sealift_common::selector::Selector;
 
 use super::{BackupError, Backups};
 use crate::audit::{Action, OpContext};
-use crate::store::backups::{self, BackupFilter, BackupRow, BackupState};
-use crate::store::{Tx, agents, sources};
+use crate::store::agents::AgentRow;
+use crate::store::backups::{self, BackupRow, BackupState};
+use crate::store::lists::backups::{BackupList, BackupOrder};
+use crate::store::lists::history::Of;
+use crate::store::lists::{Page, Paging};
+use crate::store::{Tx, agents, lists, sources};
 
 /// How a text names a backup.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,16 +64,9 @@ pub struct BackupQuery {
     pub selector: Selector,
     /// Only backups committed at or after this moment.
     pub since: UnixMillis,
-    /// Only those older than this position: time of commit and id of the last one seen.
-    pub before: Option<(i64, String)>,
     /// Those that were deleted and can be undeleted, instead of those that are there.
     pub expired: bool,
-    /// At most so many.
-    pub limit: u32,
 }
-
-/// Rows looked at for one page of a listing by labels, at most: further ones are on the next page.
-const SCAN_LIMIT: u32 = 50_000;
 
 impl Backups {
     /// The committed backup that `text` names.
@@ -139,7 +136,7 @@ impl Backups {
         Ok(backups::newest_at(tx, series, UnixMillis(i64::MAX)).await?)
     }
 
-    /// Committed backups, newest first, and where the next page begins.
+    /// Committed backups, and where the next page begins.
     ///
     /// # Errors
     /// [`BackupError::NotFound`] for a source or agent that does not exist, and those of access and database.
@@ -147,79 +144,44 @@ impl Backups {
         &self,
         ctx: &OpContext,
         query: &BackupQuery,
-    ) -> Result<(Vec<BackupView>, Option<(i64, String)>), BackupError> {
+        paging: &Paging<BackupOrder>,
+    ) -> Result<Page<BackupView>, BackupError> {
         ctx.authorize(Action::BackupList, &"backups").await?;
         let mut reader = self.core.store.reader().await?;
-        let mut filter = self.filter(&mut reader, query).await?;
-        let mut wanted = Labelled { selector: &query.selector, known: HashMap::new() };
-        let (mut views, mut scanned) = (Vec::new(), 0);
-        loop {
-            let page = backups::list(&mut reader, &filter).await?;
-            let full = page.len() as u32 == filter.limit;
-            for backup in page {
-                scanned += 1;
-                let position = (backup.committed.unwrap_or_default().0, backup.id.to_string());
-                filter.before = Some(position.clone());
-                if !wanted.matches(&mut reader, backup.agent).await? {
-                    continue;
-                }
-                views.push(self.view(&mut reader, backup).await?);
-                if views.len() as u32 == query.limit {
-                    return Ok((views, Some(position)));
-                }
-            }
-            if !full {
-                return Ok((views, None));
-            }
-            if scanned >= SCAN_LIMIT {
-                return Ok((views, filter.before));
-            }
-        }
-    }
-
-    async fn filter(&self, tx: &mut Tx, query: &BackupQuery) -> Result<BackupFilter, BackupError> {
-        let mut filter = BackupFilter {
-            since: query.since,
-            before: query.before.clone(),
-            expired: query.expired,
-            limit: query.limit,
-            ..BackupFilter::default()
+        let Some(of) = listed_of(&mut reader, query).await? else {
+            return Ok(Page { rows: Vec::new(), next: None });
         };
-        if !query.selector.is_empty() {
-            filter.limit = 1_000;
-        }
-        if query.source.contains('/') {
-            let bad = |_| BackupError::Reference(query.source.chars().take(120).collect());
-            filter.series = Some(series_of(tx, &query.source.parse().map_err(bad)?).await?);
-        } else if !query.source.is_empty() {
-            filter.agent = Some(agent_of(tx, &query.source).await?);
-        }
-        Ok(filter)
+        let list = BackupList { of, since: query.since, expired: query.expired };
+        let page = lists::backups::list(&mut reader, &list, paging).await?;
+        let series: BTreeSet<SeriesId> = page.rows.iter().map(|backup| backup.series).collect();
+        let names = lists::sources::names(&mut reader, &Vec::from_iter(series)).await?;
+        let view = |backup: BackupRow| {
+            let (agent, source) = names.get(&backup.series).cloned().unwrap_or_default();
+            BackupView { backup, agent, source }
+        };
+        Ok(Page { rows: page.rows.into_iter().map(view).collect(), next: page.next })
     }
 }
 
-/// Which agents a selector means, looked up once each.
-struct Labelled<'a> {
-    selector: &'a Selector,
-    known: HashMap<AgentId, bool>,
+/// What a list is narrowed to; `None` where nothing can be in it.
+async fn listed_of(tx: &mut Tx, query: &BackupQuery) -> Result<Option<Of>, BackupError> {
+    let bad = |_| BackupError::Reference(query.source.chars().take(120).collect());
+    let (agent, of) = match query.source.as_str() {
+        "" => return Ok(Some(Of::Labels(query.selector.clone()))),
+        source if source.contains('/') => {
+            let source: SourceRef = source.parse().map_err(bad)?;
+            (agent_of(tx, &source.agent).await?, Of::Series(series_of(tx, &source).await?))
+        }
+        agent => {
+            let agent = agent_of(tx, agent).await?;
+            let of = Of::Agent(agent.id);
+            (agent, of)
+        }
+    };
+    Ok(Some(of).filter(|_| query.selector.matches(&agent.labels)))
 }
 
-impl Labelled<'_> {
-    async fn matches(&mut self, tx: &mut Tx, agent: AgentId) -> Result<bool, BackupError> {
-        if self.selector.is_empty() {
-            return Ok(true);
-        }
-        if let Some(known) = self.known.get(&agent) {
-            return Ok(*known);
-        }
-        let row = agents::get(tx, agent).await?;
-        let matches = row.is_some_and(|row| self.selector.matches(&row.labels));
-        self.known.insert(agent, matches);
-        Ok(matches)
-    }
-}
-
-async fn agent_of(tx: &mut Tx, text: &str) -> Result<AgentId, BackupError> {
+async fn agent_of(tx: &mut Tx, text: &str) -> Result<AgentRow, BackupError> {
     let by_id = match text.parse::<AgentId>() {
         Ok(id) => agents::get(tx, id).await?,
         Err(_) => None,
@@ -229,11 +191,11 @@ async fn agent_of(tx: &mut Tx, text: &str) -> Result<AgentId, BackupError> {
         None => agents::by_name(tx, text).await?,
     };
     let what = || format!("agent {:?}", text.chars().take(80).collect::<String>());
-    found.map(|agent| agent.id).ok_or_else(|| BackupError::NotFound { what: what() })
+    found.ok_or_else(|| BackupError::NotFound { what: what() })
 }
 
 async fn series_of(tx: &mut Tx, source: &SourceRef) -> Result<SeriesId, BackupError> {
-    let agent = agent_of(tx, &source.agent).await?;
+    let agent = agent_of(tx, &source.agent).await?.id;
     let found = sources::get(tx, agent, &source.source).await?;
     found.map(|s| s.series).ok_or_else(|| BackupError::NotFound { what: format!("source {source}") })
 }

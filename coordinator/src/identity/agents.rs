@@ -7,11 +7,10 @@ use sealift_common::selector::Selector;
 
 use super::{Identities, IdentityError};
 use crate::audit::{Action, Actor, Details, OpContext};
-use crate::store::Tx;
 use crate::store::agents::{self, AgentRow, AgentState};
-
-/// How many agents are looked at in one go when most do not match.
-const SCAN: u32 = 1_000;
+use crate::store::lists::agents::{AgentOrder, ListedAgent};
+use crate::store::lists::{Page, Paging};
+use crate::store::{Tx, lists};
 
 /// The agent that `text` names: by name, by id, or by an unambiguous beginning of its id.
 ///
@@ -51,18 +50,7 @@ pub async fn select(
     after: &str,
     limit: u32,
 ) -> Result<Vec<AgentRow>, IdentityError> {
-    let (mut after, mut out) = (after.to_owned(), Vec::new());
-    loop {
-        let page = agents::list(tx, &after, SCAN).await?;
-        let Some(last) = page.last() else { return Ok(out) };
-        after = last.name.to_string();
-        for agent in page.into_iter().filter(|agent| selector.matches(&agent.labels)) {
-            out.push(agent);
-            if out.len() >= limit as usize {
-                return Ok(out);
-            }
-        }
-    }
+    Ok(agents::selected(tx, selector, after, limit).await?)
 }
 
 impl Identities {
@@ -82,7 +70,7 @@ impl Identities {
         }
     }
 
-    /// Agents that `selector` matches, by name, those after `after`.
+    /// Agents that `selector` matches, and what each stores.
     ///
     /// # Errors
     /// Those of access and database.
@@ -90,11 +78,10 @@ impl Identities {
         &self,
         ctx: &OpContext,
         selector: &Selector,
-        after: &str,
-        limit: u32,
-    ) -> Result<Vec<AgentRow>, IdentityError> {
+        paging: &Paging<AgentOrder>,
+    ) -> Result<Page<ListedAgent>, IdentityError> {
         ctx.authorize(Action::AgentList, &"agents").await?;
-        select(&mut *self.core.store.reader().await?, selector, after, limit).await
+        Ok(lists::agents::list(&mut *self.core.store.reader().await?, selector, paging).await?)
     }
 
     /// One agent.

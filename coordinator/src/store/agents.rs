@@ -7,9 +7,14 @@ use sealift_common::clock::UnixMillis;
 use sealift_common::crypto::VerifyingKey;
 use sealift_common::id::{AgentId, Sha256};
 use sealift_common::name::{Labels, Name};
+use sealift_common::selector::Selector;
 use sqlx::{AssertSqlSafe, Row as _};
 
+use super::select::Select;
 use super::{Row, StoreError, Tx, bytes, failed, json, locking, number, text, time};
+
+/// Ids asked for in one query.
+const IDS_PER_QUERY: usize = 500;
 
 /// What an agent may do. Whether it is silent is not stored: that is `active` without a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -107,7 +112,7 @@ pub struct AgentRow {
     pub key_epoch: u32,
 }
 
-fn decode(row: Row) -> Result<AgentRow, sqlx::Error> {
+pub(super) fn decode(row: Row) -> Result<AgentRow, sqlx::Error> {
     Ok(AgentRow {
         id: text(&row, "id")?,
         name: text(&row, "name")?,
@@ -318,16 +323,35 @@ pub async fn by_prefix(tx: &mut Tx, prefix: &str) -> Result<Vec<AgentRow>, Store
         .map_err(failed("read an agent"))
 }
 
-/// Agents by name, those after `after`.
+/// The agents with these ids, in no order.
 ///
 /// # Errors
 /// The database's own.
-pub async fn list(tx: &mut Tx, after: &str, limit: u32) -> Result<Vec<AgentRow>, StoreError> {
-    sqlx::query("SELECT * FROM agents WHERE name > $1 ORDER BY name LIMIT $2")
+pub async fn of_ids(tx: &mut Tx, ids: &[AgentId]) -> Result<Vec<AgentRow>, StoreError> {
+    let mut out = Vec::with_capacity(ids.len());
+    for some in ids.chunks(IDS_PER_QUERY) {
+        let query = Select::new("SELECT a.* FROM agents a WHERE a.id IN (")
+            .bind_all(some.iter().map(ToString::to_string));
+        out.extend(query.push(")").fetch(tx, "read agents", decode).await?);
+    }
+    Ok(out)
+}
+
+/// Agents with such labels, by name, those after `after`.
+///
+/// # Errors
+/// The database's own.
+pub async fn selected(
+    tx: &mut Tx,
+    selector: &Selector,
+    after: &str,
+    limit: u32,
+) -> Result<Vec<AgentRow>, StoreError> {
+    Select::new("SELECT a.* FROM agents a WHERE a.name > ")
         .bind(after)
-        .bind(i64::from(limit))
-        .try_map(decode)
-        .fetch_all(tx)
+        .and_selected("a.id", selector)
+        .push(" ORDER BY a.name LIMIT ")
+        .bind(limit)
+        .fetch(tx, "select agents", decode)
         .await
-        .map_err(failed("list agents"))
 }

@@ -55,56 +55,17 @@ pub async fn append(tx: &mut Tx, event: &EventRow) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// What to list. Empty texts match everything; a trailing `*` in `action` matches the rest.
-#[derive(Debug, Clone, Default)]
-pub struct EventFilter {
-    /// Only events at or after this moment.
-    pub since: UnixMillis,
-    /// Only this actor's.
-    pub actor: String,
-    /// Only this action's; `token.*` for all of a kind.
-    pub action: String,
-    /// Only events after the one with this place in the order.
-    pub after: i64,
-    /// At most so many.
-    pub limit: u32,
-}
-
-/// Events in the order in which they were recorded.
-///
-/// # Errors
-/// The database's own.
-pub async fn list(tx: &mut Tx, filter: &EventFilter) -> Result<Vec<EventRow>, StoreError> {
-    let (low, high) = match filter.action.strip_suffix('*') {
-        Some(kind) => (kind.to_owned(), format!("{kind}\u{10ffff}")),
-        None => (filter.action.clone(), filter.action.clone()),
-    };
-    sqlx::query(
-        "SELECT seq, id, time_ms, actor, source_address, request_id, action, entity, outcome, details FROM audit_events
-         WHERE time_ms >= $1 AND ($2 = '' OR actor = $2) AND ($3 = '' OR (action >= $3 AND action <= $4))
-           AND seq > $5 ORDER BY seq LIMIT $6",
-    )
-    .bind(filter.since.0)
-    .bind(&filter.actor)
-    .bind(low)
-    .bind(high)
-    .bind(filter.after)
-    .bind(i64::from(filter.limit))
-    .try_map(|row: Row| {
-        Ok(EventRow {
-            place: row.try_get("seq")?,
-            id: text(&row, "id")?,
-            time: UnixMillis(row.try_get("time_ms")?),
-            actor: row.try_get("actor")?,
-            source_address: row.try_get("source_address")?,
-            request_id: row.try_get("request_id")?,
-            action: row.try_get("action")?,
-            entity: row.try_get("entity")?,
-            outcome: row.try_get("outcome")?,
-            details: row.try_get("details")?,
-        })
+pub(super) fn decode(row: Row) -> Result<EventRow, sqlx::Error> {
+    Ok(EventRow {
+        place: row.try_get("seq")?,
+        id: text(&row, "id")?,
+        time: UnixMillis(row.try_get("time_ms")?),
+        actor: row.try_get("actor")?,
+        source_address: row.try_get("source_address")?,
+        request_id: row.try_get("request_id")?,
+        action: row.try_get("action")?,
+        entity: row.try_get("entity")?,
+        outcome: row.try_get("outcome")?,
+        details: row.try_get("details")?,
     })
-    .fetch_all(tx)
-    .await
-    .map_err(failed("list the audit"))
 }

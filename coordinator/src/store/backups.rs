@@ -104,7 +104,7 @@ pub struct Stream {
     pub raw_bytes: u64,
 }
 
-fn decode(row: Row) -> Result<BackupRow, sqlx::Error> {
+pub(super) fn decode(row: Row) -> Result<BackupRow, sqlx::Error> {
     let wrong = |column: &str| sqlx::Error::ColumnDecode {
         index: column.to_owned(),
         source: "not of the right length".into(),
@@ -353,53 +353,4 @@ pub async fn abandoned_since(
         .fetch_all(tx)
         .await
         .map_err(failed("find backups to look at again"))
-}
-
-/// What to list.
-#[derive(Debug, Clone, Default)]
-pub struct BackupFilter {
-    /// Only backups of this series.
-    pub series: Option<SeriesId>,
-    /// Only backups of this agent.
-    pub agent: Option<AgentId>,
-    /// Only backups committed at or after this moment.
-    pub since: UnixMillis,
-    /// Only backups older than this position: time of commit and id of the last one seen.
-    pub before: Option<(i64, String)>,
-    /// Those that were deleted and can be undeleted, instead of those that are there.
-    pub expired: bool,
-    /// At most so many.
-    pub limit: u32,
-}
-
-/// Committed backups (or expired ones), newest first.
-///
-/// # Errors
-/// The database's own.
-pub async fn list(tx: &mut Tx, filter: &BackupFilter) -> Result<Vec<BackupRow>, StoreError> {
-    let (before_ms, before_id) = filter.before.clone().unwrap_or((i64::MAX, String::new()));
-    sqlx::query(match filter.expired {
-        false => {
-            "SELECT * FROM backups WHERE state = 'committed' AND committed_ms >= $1
-                    AND (committed_ms < $2 OR (committed_ms = $2 AND id < $3))
-                    AND ($4 = '' OR series_id = $4) AND ($5 = '' OR agent_id = $5)
-                 ORDER BY committed_ms DESC, id DESC LIMIT $6"
-        }
-        true => {
-            "SELECT * FROM backups WHERE state = 'expired' AND committed_ms >= $1
-                    AND (committed_ms < $2 OR (committed_ms = $2 AND id < $3))
-                    AND ($4 = '' OR series_id = $4) AND ($5 = '' OR agent_id = $5)
-                 ORDER BY committed_ms DESC, id DESC LIMIT $6"
-        }
-    })
-    .bind(filter.since.0)
-    .bind(before_ms)
-    .bind(before_id)
-    .bind(filter.series.map(|s| s.to_string()).unwrap_or_default())
-    .bind(filter.agent.map(|a| a.to_string()).unwrap_or_default())
-    .bind(i64::from(filter.limit))
-    .try_map(decode)
-    .fetch_all(tx)
-    .await
-    .map_err(failed("list backups"))
 }

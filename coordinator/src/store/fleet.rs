@@ -1,6 +1,7 @@
 //! Numbers about the whole fleet.
 
-use super::{Row, StoreError, Tx, failed, number};
+use super::select::Select;
+use super::{Row, StoreError, Tx, number};
 
 /// How many there are of what.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -23,23 +24,28 @@ pub struct FleetCounts {
     pub raw_bytes: u64,
 }
 
-/// Counts it all.
+/// Counts it all. Reads hosts, sources and series, of which there are thousands, and no history.
+pub fn query() -> Select {
+    Select::new(
+        "SELECT (SELECT COUNT(*) FROM agents) AS agents,
+                (SELECT COUNT(*) FROM agents WHERE state = 'active') AS agents_active,
+                (SELECT COUNT(*) FROM sources WHERE present) AS sources,
+                (SELECT COUNT(*) FROM sources s LEFT JOIN series_totals n ON n.series_id = s.series_id
+                    WHERE s.present AND n.last_backup_id IS NULL) AS bare,
+                (SELECT COUNT(*) FROM runs WHERE ended_ms IS NULL AND state = 'active') AS runs_active,
+                CAST(COALESCE(SUM(t.backups), 0) AS BIGINT) AS backups,
+                CAST(COALESCE(SUM(t.raw_bytes), 0) AS BIGINT) AS raw,
+                CAST(COALESCE(SUM(t.stored_bytes), 0) AS BIGINT) AS stored
+         FROM series_totals t",
+    )
+}
+
+/// Runs [`query`].
 ///
 /// # Errors
 /// The database's own.
 pub async fn counts(tx: &mut Tx) -> Result<FleetCounts, StoreError> {
-    sqlx::query(
-        "SELECT (SELECT COUNT(*) FROM agents) AS agents,
-                (SELECT COUNT(*) FROM agents WHERE state = 'active') AS agents_active,
-                (SELECT COUNT(*) FROM sources WHERE present) AS sources,
-                (SELECT COUNT(*) FROM sources WHERE present AND NOT EXISTS (SELECT 1 FROM backups
-                    WHERE backups.series_id = sources.series_id AND backups.state = 'committed')) AS bare,
-                (SELECT COUNT(*) FROM backups WHERE state = 'committed') AS backups,
-                (SELECT CAST(COALESCE(SUM(raw_bytes), 0) AS BIGINT) FROM backups WHERE state = 'committed') AS raw,
-                (SELECT CAST(COALESCE(SUM(size), 0) AS BIGINT) FROM packs WHERE state IN ('stored', 'live', 'retiring', 'doomed', 'deleting')) AS stored,
-                (SELECT COUNT(*) FROM runs WHERE ended_ms IS NULL AND state = 'active') AS runs_active",
-    )
-    .try_map(|row: Row| {
+    let rows = query().fetch(tx, "count the fleet", |row: Row| {
         Ok(FleetCounts {
             agents: number(&row, "agents")?,
             agents_active: number(&row, "agents_active")?,
@@ -50,8 +56,6 @@ pub async fn counts(tx: &mut Tx) -> Result<FleetCounts, StoreError> {
             stored_bytes: number(&row, "stored")?,
             raw_bytes: number(&row, "raw")?,
         })
-    })
-    .fetch_one(tx)
-    .await
-    .map_err(failed("count the fleet"))
+    });
+    Ok(rows.await?.into_iter().next().unwrap_or_default())
 }

@@ -99,7 +99,7 @@ impl RunRow {
 
 const READ: &str = "read a run";
 
-fn decode(row: Row) -> Result<RunRow, sqlx::Error> {
+pub(super) fn decode(row: Row) -> Result<RunRow, sqlx::Error> {
     Ok(RunRow {
         id: text(&row, "id")?,
         agent: text(&row, "agent_id")?,
@@ -302,47 +302,6 @@ pub async fn open_of_agent(tx: &mut Tx, agent: AgentId) -> Result<Vec<RunRow>, S
         .fetch_all(tx)
         .await
         .map_err(failed("read an agent's runs"))
-}
-
-/// What to list.
-#[derive(Debug, Clone, Default)]
-pub struct RunFilter {
-    /// Only runs of this agent.
-    pub agent: Option<AgentId>,
-    /// Only runs of the source with this name.
-    pub source: Option<Name>,
-    /// Only runs in this state.
-    pub state: Option<RunState>,
-    /// Only runs asked for at or after this moment.
-    pub since: UnixMillis,
-    /// Only runs older than this position: time and id of the last one seen.
-    pub before: Option<(i64, String)>,
-    /// At most so many.
-    pub limit: u32,
-}
-
-/// Runs, newest first.
-///
-/// # Errors
-/// The database's own.
-pub async fn list(tx: &mut Tx, filter: &RunFilter) -> Result<Vec<RunRow>, StoreError> {
-    let (before_ms, before_id) = filter.before.clone().unwrap_or((i64::MAX, String::new()));
-    sqlx::query(
-        "SELECT * FROM runs WHERE created_ms >= $1 AND (created_ms < $2 OR (created_ms = $2 AND id < $3))
-            AND ($4 = '' OR agent_id = $4) AND ($5 = '' OR source = $5) AND ($6 = '' OR state = $6)
-         ORDER BY created_ms DESC, id DESC LIMIT $7",
-    )
-    .bind(filter.since.0)
-    .bind(before_ms)
-    .bind(before_id)
-    .bind(filter.agent.map(|a| a.to_string()).unwrap_or_default())
-    .bind(filter.source.as_ref().map_or("", Name::as_str))
-    .bind(filter.state.map_or("", RunState::as_str))
-    .bind(i64::from(filter.limit))
-    .try_map(decode)
-    .fetch_all(tx)
-    .await
-    .map_err(failed("list runs"))
 }
 
 /// The newest run of a series.

@@ -1,11 +1,14 @@
 //! What is in force for each source, and what its schedule waits for.
 
+use std::collections::HashMap;
+
 use sealift_common::clock::UnixMillis;
 use sealift_common::id::{AgentId, PolicyId, RunId, SeriesId};
 use sealift_common::name::{Labels, Name};
 use sqlx::Row as _;
 
 use super::agents::AgentState;
+use super::select::Select;
 use super::{Row, StoreError, Tx, failed, json, locking, number, optional_text, text, time, to_json};
 use crate::retention::rules::RetentionRules;
 
@@ -132,6 +135,24 @@ pub async fn lock(tx: &mut Tx, series: SeriesId) -> Result<Option<SourcePolicyRo
         .fetch_optional(tx)
         .await
         .map_err(failed("lock what is in force for a source"))
+}
+
+/// What is in force for these series.
+///
+/// # Errors
+/// The database's own.
+pub async fn of_series(
+    tx: &mut Tx,
+    series: &[SeriesId],
+) -> Result<HashMap<SeriesId, SourcePolicyRow>, StoreError> {
+    let mut out = HashMap::new();
+    for some in series.chunks(500) {
+        let ids = some.iter().map(ToString::to_string);
+        let query = Select::new("SELECT * FROM source_policies WHERE series_id IN (").bind_all(ids).push(")");
+        let rows = query.fetch(tx, "read what is in force for sources", |row: Row| decode(&row)).await?;
+        out.extend(rows.into_iter().map(|row| (row.series, row)));
+    }
+    Ok(out)
 }
 
 /// What is in force for the sources of one host.

@@ -28,7 +28,7 @@ pub struct SourceRow {
     pub changed: UnixMillis,
 }
 
-fn decode(row: Row) -> Result<SourceRow, sqlx::Error> {
+pub(super) fn decode(row: Row) -> Result<SourceRow, sqlx::Error> {
     Ok(SourceRow {
         agent: text(&row, "agent_id")?,
         name: text(&row, "name")?,

@@ -128,8 +128,13 @@ impl Model {
     }
 
     async fn listed(&self, expired: bool) -> Vec<BackupView> {
-        let query = BackupQuery { limit: 1_000, expired, ..BackupQuery::default() };
-        self.world.backups.list(&self.world.as_admin(), &query).await.unwrap().0
+        let query = BackupQuery { expired, ..BackupQuery::default() };
+        self.world
+            .backups
+            .list(&self.world.as_admin(), &query, &sealift_coordinator::store::lists::Paging::first(1_000))
+            .await
+            .unwrap()
+            .rows
     }
 
     async fn some_listed(&self, expired: bool) -> Option<BackupView> {

@@ -17,6 +17,7 @@ use sealift_coordinator::retention::rules::RetentionRules;
 use sealift_coordinator::retention::states::{BackupState, PackState};
 use sealift_coordinator::retention::{Retention, RetentionError};
 use sealift_coordinator::store::backups::BackupRow;
+use sealift_coordinator::store::lists::Paging;
 use sealift_coordinator::store::{backups, packs, retention, series_operations};
 
 use crate::support::database::{Database, on_both_databases};
@@ -178,8 +179,8 @@ async fn rules_let_go_and_say_why(database: Database) {
     assert_eq!((plans[0].source.as_str(), next), ("data", None));
     assert_eq!(collect(&world, &retention, &agent).await.expired, 1);
     assert_eq!(world.listed().await, [all[3], all[2], all[0]]);
-    let deleted = BackupQuery { limit: 10, expired: true, ..BackupQuery::default() };
-    let (deleted, _) = world.backups.list(&world.as_admin(), &deleted).await.unwrap();
+    let deleted = BackupQuery { expired: true, ..BackupQuery::default() };
+    let deleted = world.backups.list(&world.as_admin(), &deleted, &Paging::first(10)).await.unwrap().rows;
     let note = deleted[0].backup.keeping.expired.clone().unwrap();
     assert_eq!((note.by.as_str(), note.reason.as_str()), ("coordinator", "older than what the rules keep"));
     assert_eq!(world.audited("backup.expire", "done").await.len(), 1);

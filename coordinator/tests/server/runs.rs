@@ -184,7 +184,7 @@ async fn runs_are_listed_newest_first_in_pages_by_agent_state_and_labels(on: Dat
     let mut seen = Vec::new();
     let mut after = String::new();
     loop {
-        let page = Some(v1::Page { limit: 3, after });
+        let page = Some(v1::Page { limit: 3, after, ..v1::Page::default() });
         let reply =
             runs.list_runs(v1::ListRunsRequest { page, ..Default::default() }).await.unwrap().into_inner();
         seen.extend(reply.runs.into_iter().map(|run| run.id));

@@ -32,8 +32,10 @@ use sealift_coordinator::retention::rules::RetentionRules;
 use sealift_coordinator::runs::state::{AttemptState, RunState};
 use sealift_coordinator::runs::{Attempt, AttemptRef, Runs};
 use sealift_coordinator::store::agents::{AgentRow, AgentState};
-use sealift_coordinator::store::audit::{EventFilter, EventRow};
+use sealift_coordinator::store::audit::EventRow;
 use sealift_coordinator::store::backups::AgentReport;
+use sealift_coordinator::store::lists::Paging;
+use sealift_coordinator::store::lists::audit::EventList;
 use sealift_coordinator::store::packs::PackFacts;
 use sealift_coordinator::store::runs::RunRow;
 use sealift_coordinator::store::source_policies::SourcePolicyRow;
@@ -325,9 +327,9 @@ impl World {
 
     /// All audit events of an action with this outcome.
     pub async fn audited(&self, action: &str, outcome: &str) -> Vec<EventRow> {
-        let filter = EventFilter { action: action.to_owned(), limit: 1_000, ..EventFilter::default() };
+        let list = EventList { actions: vec![action.to_owned()], limit: 1_000, ..EventList::default() };
         let mut reader = self.core.store.reader().await.unwrap();
-        let events = store::audit::list(&mut reader, &filter).await.unwrap();
+        let events = store::lists::audit::list(&mut reader, &list).await.unwrap();
         events.into_iter().filter(|event| event.outcome == outcome).collect()
     }
 
@@ -349,9 +351,9 @@ impl World {
 
     /// Committed backups as an admin lists them.
     pub async fn listed(&self) -> Vec<BackupId> {
-        let query = sealift_coordinator::backups::query::BackupQuery { limit: 1_000, ..Default::default() };
-        let (views, _) = self.backups.list(&self.as_admin(), &query).await.unwrap();
-        views.into_iter().map(|view| view.backup.id).collect()
+        let query = sealift_coordinator::backups::query::BackupQuery::default();
+        let page = self.backups.list(&self.as_admin(), &query, &Paging::first(1_000)).await.unwrap();
+        page.rows.into_iter().map(|view| view.backup.id).collect()
     }
 
     pub async fn begin(&self, agent: &Agent, attempt: &AttemptRef) -> Begun {

@@ -12,7 +12,9 @@
 //! descriptors in each of the two processes.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
 
+mod packs;
 mod sessions;
+mod store;
 mod table;
 
 use sealift_tests::measure;
@@ -33,5 +35,11 @@ fn main() {
     table::head();
     if wanted("sessions") {
         sessions::measure(number("SEALIFT_FLEET_AGENTS", 10_000));
+    }
+    if wanted("store") {
+        store::measure(number("SEALIFT_FLEET_BACKUPS", 1_000_000));
+    }
+    if wanted("packs") {
+        packs::measure(number("SEALIFT_FLEET_PACKS", 100_000));
     }
 }

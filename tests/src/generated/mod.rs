@@ -11,7 +11,7 @@ mod to_postgres;
 use std::path::Path;
 
 pub use rows::host_name;
-use rows::{Rows, TABLES};
+use rows::{Rows, TABLES, Table};
 use sqlite::Sqlite;
 use to_postgres::ToPostgres;
 
@@ -61,13 +61,25 @@ pub(crate) struct Template {
     pub cells: Vec<Cell>,
 }
 
+/// Adds packs to the series of a real one, as if they had just been stored: the next backup may refer to them. They are
+/// not in the bucket.
+#[track_caller]
+pub fn add_stored_packs(database: Database<'_>, count: usize) {
+    insert(database, &[rows::STORED_PACKS], Size { hosts: 1, backups: 1, packs: count }, 0);
+}
+
 /// Adds rows to a database that holds at least one host with one committed backup. `now_ms` is when the newest was made.
 #[track_caller]
 pub fn fill(database: Database<'_>, size: Size, now_ms: i64) {
+    insert(database, TABLES, size, now_ms);
+}
+
+#[track_caller]
+fn insert(database: Database<'_>, tables: &[Table], size: Size, now_ms: i64) {
     match database {
         Database::Sqlite(path) => {
             let database = Sqlite::open(path);
-            for table in TABLES {
+            for table in tables {
                 let template = database.template(table.name, table.template);
                 let rows = Rows::of(table, template, size, now_ms);
                 database.insert(table.name, rows);
@@ -76,7 +88,7 @@ pub fn fill(database: Database<'_>, size: Size, now_ms: i64) {
         }
         Database::Postgres(server, name) => {
             let database = ToPostgres::new(server, name);
-            for table in TABLES {
+            for table in tables {
                 let template = database.template(table.name, table.template);
                 let rows = Rows::of(table, template, size, now_ms);
                 database.copy(table.name, rows);

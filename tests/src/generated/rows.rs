@@ -50,6 +50,14 @@ pub(crate) const TABLES: &[Table] = &[
     },
 ];
 
+/// Packs that wait to be referred to.
+pub(crate) const STORED_PACKS: Table = Table {
+    name: "packs",
+    template: "WHERE state = 'live' LIMIT 1",
+    count: |size| size.packs,
+    change: stored_pack,
+};
+
 /// One row in the making.
 struct Row<'a> {
     cells: &'a mut [Cell],
@@ -293,6 +301,17 @@ fn pack(row: &mut Row<'_>) -> Option<()> {
         ("size", Cell::Number(1_000_000 + spread("size", host, n, 16 << 20))),
         ("signed_ms", Cell::Number(stored - 1_000)),
         ("stored_ms", Cell::Number(stored)),
+    ])
+}
+
+fn stored_pack(row: &mut Row<'_>) -> Option<()> {
+    // Far from the ordinals of real packs.
+    let ordinal = i64::try_from(row.n).unwrap_or_default() + 1_000_000;
+    row.set_all([
+        ("ordinal", Cell::Number(ordinal)),
+        ("sha256", bytes("stored pack", row.host, row.n)),
+        ("pack_id", Cell::Bytes(id_bytes("stored pack", row.host, row.n).to_vec())),
+        ("state", Cell::Text("stored".to_owned())),
     ])
 }
 

@@ -321,18 +321,21 @@ impl Job {
             extents.push(at, 0, bytes.len() as u64);
             packs.push(pack);
         }
-        let raw_bytes = extents.raw_len();
+        let mut streams = Vec::new();
+        if host.world.options.refer_to_all {
+            let mut rest = ExtentBuilder::new();
+            for pack in &binding.referable {
+                let sha256 = Sha256::try_from(pack.sha256.as_slice()).map_err(|error| refused(&error))?;
+                if packs.iter().take(blocks.len()).all(|named| named.meta.sha256 != sha256) {
+                    rest.push(u32::try_from(packs.len()).map_err(|error| refused(&error))?, 0, 1);
+                    packs.push(described_pack(pack, sha256)?);
+                }
+            }
+            streams.push(stream("rest.bin", rest, [0; 32]));
+        }
         let content = *hasher.finalize().as_bytes();
-        let stream = Stream {
-            name: STREAM.to_owned(),
-            kind: StreamKind::Dump,
-            raw_len: raw_bytes,
-            blake3: content,
-            extents: extents.finish(),
-            outcome: Outcome::Success,
-            catalog_of: None,
-            attributes: BTreeMap::new(),
-        };
+        streams.push(stream(STREAM, extents, content));
+        let raw_bytes = streams.iter().map(|stream| stream.raw_len).sum();
         let described = Described {
             kind: "command".to_owned(),
             name: self.source.name.clone(),
@@ -355,8 +358,7 @@ impl Job {
             new_stored_bytes: new.iter().map(|pack| pack.meta().size).sum(),
             packs,
         };
-        let all =
-            Content { chunking: ChunkClass::Avg16KiB.to_wire(), source: described, streams: vec![stream] };
+        let all = Content { chunking: ChunkClass::Avg16KiB.to_wire(), source: described, streams };
         let manifest =
             ManifestObject::seal(draft, &all, &binding.keys, &host.signing, &host.world.options.random)
                 .map_err(|error| refused(&error))?;
@@ -437,10 +439,28 @@ impl Job {
     }
 }
 
-/// A pack of an earlier backup, as Begin described it.
+fn stream(name: &str, extents: ExtentBuilder, blake3: [u8; 32]) -> Stream {
+    Stream {
+        name: name.to_owned(),
+        kind: StreamKind::Dump,
+        raw_len: extents.raw_len(),
+        blake3,
+        extents: extents.finish(),
+        outcome: Outcome::Success,
+        catalog_of: None,
+        attributes: BTreeMap::new(),
+    }
+}
+
+/// A pack of an earlier backup.
 fn earlier(referable: &[v1::ReferablePack], sha256: Sha256) -> Result<PackRef, Problem> {
     let found = referable.iter().find(|pack| pack.sha256 == sha256.as_bytes());
     let pack = found.ok_or_else(|| Problem::Away("a pack may not be referred to any more".to_owned()))?;
+    described_pack(pack, sha256)
+}
+
+/// A pack as Begin described it.
+fn described_pack(pack: &v1::ReferablePack, sha256: Sha256) -> Result<PackRef, Problem> {
     Ok(PackRef {
         meta: PackMeta {
             sha256,

@@ -33,6 +33,9 @@ pub struct Options {
     pub blocks: usize,
     /// Bytes of a block.
     pub block_bytes: usize,
+    /// Each backup also refers to a byte of every pack that it may refer to. Such backups do not restore where packs were
+    /// made up.
+    pub refer_to_all: bool,
     /// Threads that all hosts share.
     pub threads: usize,
     /// Where ids, keys and jitter come from.
@@ -45,6 +48,7 @@ impl Default for Options {
             sources: vec!["data".to_owned()],
             blocks: 2,
             block_bytes: 2_048,
+            refer_to_all: false,
             threads: 2,
             random: Random::from_os(),
         }

@@ -1,11 +1,12 @@
 //! Agents and their sources, for admins.
 
+use std::collections::{BTreeSet, HashMap};
 use std::pin::Pin;
 use std::sync::Arc;
 
 use futures::{Stream, StreamExt as _};
 use sealift_common::clock::UnixMillis;
-use sealift_common::id::RequestId;
+use sealift_common::id::{AgentId, RequestId};
 use sealift_common::name::Name;
 use sealift_common::selector::Selector;
 use sealift_proto::v1;
@@ -27,13 +28,17 @@ use crate::policy::resolve::{Standing, Subject, resolve};
 use crate::policy::standings;
 use crate::sessions::checks::{Checks, PATIENCE, SourceCheck};
 use crate::sessions::{Closed, SessionService};
-use crate::store::agents::{AgentRow, AgentState};
+use crate::store::agents::{self as store_agents, AgentRow, AgentState};
 use crate::store::backups::BackupRow;
-use crate::store::sources::SourceRow;
-use crate::store::{Tx, backups, runs, source_policies, sources};
+use crate::store::lists::agents::ListedAgent;
+use crate::store::lists::sources::ListedSource;
+use crate::store::runs::RunRow;
+use crate::store::{Tx, lists, source_policies, sources};
 
 /// Most hosts that are asked to test their sources at a time.
 const MAX_TESTED: u32 = 1_000;
+/// Sources that are looked at for one page, at most: the page is that much longer than asked for where few are wanted.
+const MOST_LOOKED_AT: usize = 5_000;
 /// Answers that wait for the network.
 const QUEUE: usize = 64;
 
@@ -73,7 +78,6 @@ impl AgentApi {
             enrolled_ms: row.enrolled.0,
             last_seen_ms: row.last_seen.0,
             certificate_expires_ms: row.certificate_expires.0,
-            sources,
             address: row.address.clone(),
             signing_key: row.signing_key.to_vec(),
             timezone: row.timezone.clone(),
@@ -81,43 +85,54 @@ impl AgentApi {
             state_reason: row.state_reason.clone(),
             keep_until_ms: row.keep_until.map_or(0, |at| at.0),
             clock_skew_ms: row.clock_skew_ms,
+            stored_bytes: sources.iter().map(|source| source.stored_bytes).sum(),
+            backups: sources.iter().map(|source| source.backups).sum(),
+            sources,
         }
     }
 
-    async fn sources_of(
+    /// Sources with the newest run and backup of each, and what policies say of them.
+    async fn states(
         &self,
         tx: &mut Tx,
-        agent: &AgentRow,
-        standings: &[Standing],
+        agents: &HashMap<AgentId, &AgentRow>,
+        listed: Vec<ListedSource>,
     ) -> Result<Vec<v1::SourceState>, Status> {
-        let mut out = Vec::new();
-        for source in sources::of_agent(tx, agent.id).await? {
-            let last_run = runs::newest_of_series(tx, source.series).await?;
-            let last_good = backups::newest_at(tx, source.series, UnixMillis(i64::MAX)).await?;
-            out.push(source_to_wire(source, agent, last_run, last_good));
+        let (standings, now) = (standings(tx).await?, self.core.clock.now());
+        let series: Vec<_> = listed.iter().map(|listed| listed.source.series).collect();
+        let in_force = source_policies::of_series(tx, &series).await?;
+        let mut last = lists::sources::last(tx, &series).await?;
+        let mut out = Vec::with_capacity(listed.len());
+        for listed in listed {
+            let (series, agent) = (listed.source.series, agents.get(&listed.source.agent));
+            let mut state = source_to_wire(listed, last.runs.remove(&series), last.backups.remove(&series));
+            if let Some(agent) = agent {
+                add_policies(agent, &standings, in_force.get(&series), now, &mut state)?;
+            }
+            out.push(state);
         }
-        add_policies(tx, agent, standings, self.core.clock.now(), &mut out).await?;
         Ok(out)
     }
 
     pub(super) async fn whole(&self, row: AgentRow) -> Result<Response<v1::Agent>, Status> {
         let mut conn = self.core.store.reader().await?;
-        let standings = standings(&mut conn).await?;
-        let sources = self.sources_of(&mut conn, &row, &standings).await?;
+        let listed =
+            lists::sources::of_agents(&mut conn, &[row.id]).await?.remove(&row.id).unwrap_or_default();
+        let sources = self.states(&mut conn, &HashMap::from([(row.id, &row)]), listed).await?;
         Ok(Response::new(self.agent_to_wire(&row, sources)))
     }
 }
 
 fn source_to_wire(
-    source: SourceRow,
-    agent: &AgentRow,
-    last_run: Option<runs::RunRow>,
+    listed: ListedSource,
+    last_run: Option<RunRow>,
     last_good: Option<BackupRow>,
 ) -> v1::SourceState {
-    let (agent_name, source_name) = (agent.name.to_string(), source.name.to_string());
+    let ListedSource { source, agent: agent_name, stored_bytes, backups } = listed;
+    let source_name = source.name.to_string();
     let view = |backup| BackupView { backup, agent: agent_name.clone(), source: source_name.clone() };
     v1::SourceState {
-        agent_id: agent.id.to_string(),
+        agent_id: source.agent.to_string(),
         last_good: last_good.map(view).map(backup_to_wire),
         last_run: last_run.map(|run| convert::run_row_to_wire(run, &agent_name)),
         agent: agent_name,
@@ -126,39 +141,39 @@ fn source_to_wire(
         detail: source.detail,
         series_id: source.series.to_string(),
         present: source.present,
+        stored_bytes,
+        backups,
         rpo: Rpo::None.to_string(),
         ..Default::default()
     }
 }
 
-/// Adds what policies say of the sources of one host.
-async fn add_policies(
-    tx: &mut Tx,
+/// Adds what policies say of a source.
+#[allow(clippy::result_large_err)]
+fn add_policies(
     agent: &AgentRow,
     standings: &[Standing],
+    in_force: Option<&source_policies::SourcePolicyRow>,
     now: UnixMillis,
-    states: &mut [v1::SourceState],
+    state: &mut v1::SourceState,
 ) -> Result<(), Status> {
-    let in_force = source_policies::of_agent(tx, agent.id).await?;
-    for state in states {
-        let name: Name = convert::text("source", &state.name)?;
-        let subject = Subject { labels: &agent.labels, name: &name, kind: &state.kind };
-        let (choice, others) = resolve(standings, &subject);
-        state.other_policies = others.into_iter().map(ToString::to_string).collect();
-        if let Some(choice) = choice {
-            state.policy = choice.standing.name.to_string();
-            state.policy_version = choice.version.number;
-            state.policy_canary = choice.canary;
-        }
-        let last_good = state.last_good.as_ref().map(|backup| UnixMillis(backup.created_ms));
-        state.last_good_age_ms =
-            last_good.map_or(0, |good| now.since(good).as_millis().try_into().unwrap_or(i64::MAX));
-        if let Some(row) = in_force.iter().find(|row| row.series.to_string() == state.series_id) {
-            state.next_due_ms = row.next_due.unwrap_or_default().0;
-            if row.policy.is_some() && state.present {
-                state.promise_ms = row.promise_ms;
-                state.rpo = measure(row.promise_ms, last_good, row.assigned, now).to_string();
-            }
+    let name: Name = convert::text("source", &state.name)?;
+    let subject = Subject { labels: &agent.labels, name: &name, kind: &state.kind };
+    let (choice, others) = resolve(standings, &subject);
+    state.other_policies = others.into_iter().map(ToString::to_string).collect();
+    if let Some(choice) = choice {
+        state.policy = choice.standing.name.to_string();
+        state.policy_version = choice.version.number;
+        state.policy_canary = choice.canary;
+    }
+    let last_good = state.last_good.as_ref().map(|backup| UnixMillis(backup.created_ms));
+    state.last_good_age_ms =
+        last_good.map_or(0, |good| now.since(good).as_millis().try_into().unwrap_or(i64::MAX));
+    if let Some(row) = in_force {
+        state.next_due_ms = row.next_due.unwrap_or_default().0;
+        if row.policy.is_some() && state.present {
+            state.promise_ms = row.promise_ms;
+            state.rpo = measure(row.promise_ms, last_good, row.assigned, now).to_string();
         }
     }
     Ok(())
@@ -216,17 +231,23 @@ impl AgentAdmin for AgentApi {
     ) -> Result<Response<v1::ListAgentsReply>, Status> {
         let ctx = self.gate.context(&request).await?;
         let wire = request.into_inner();
-        let (limit, after) = convert::page(wire.page);
+        let paging = convert::paging(wire.page)?;
         let selector: Selector = convert::text("selector", &wire.selector)?;
-        let rows = self.identities.list_agents(&ctx, &selector, &after, limit).await?;
-        let next = convert::next(&rows, limit, |row| row.name.to_string());
+        let page = self.identities.list_agents(&ctx, &selector, &paging).await?;
+        let ids: Vec<_> = page.rows.iter().map(|listed| listed.agent.id).collect();
         let mut conn = self.core.store.reader().await?;
-        let standings = standings(&mut conn).await?;
-        let mut agents = Vec::new();
-        for row in &rows {
-            let sources = self.sources_of(&mut conn, row, &standings).await?;
-            agents.push(self.agent_to_wire(row, sources));
+        let rows = page.rows.iter().map(|listed| (listed.agent.id, &listed.agent)).collect();
+        let sources = lists::sources::of_agents(&mut conn, &ids).await?.into_values().flatten();
+        let mut by_agent: HashMap<String, Vec<v1::SourceState>> = HashMap::new();
+        for state in self.states(&mut conn, &rows, sources.collect()).await? {
+            by_agent.entry(state.agent_id.clone()).or_default().push(state);
         }
+        let agent = |listed: &ListedAgent| {
+            let sources = by_agent.remove(&listed.agent.id.to_string()).unwrap_or_default();
+            self.agent_to_wire(&listed.agent, sources)
+        };
+        let agents = page.rows.iter().map(agent).collect();
+        let next = convert::position_to_wire(page.next.as_ref());
         Ok(Response::new(v1::ListAgentsReply { agents, next }))
     }
 
@@ -267,22 +288,27 @@ impl AgentAdmin for AgentApi {
         let ctx = self.gate.context(&request).await?;
         ctx.authorize(Action::SourceList, &"sources").await.map_err(Status::from)?;
         let wire = request.into_inner();
-        // Pages break between agents, so that a cursor is an agent's name.
         let filter = SourceFilter::of(&wire)?;
-        let (limit, after) = convert::page(wire.page);
+        let mut paging = convert::paging(wire.page)?;
         let selector: Selector = convert::text("selector", &wire.selector)?;
         let mut conn = self.core.store.reader().await?;
-        let standings = standings(&mut conn).await?;
-        let rows = agents::select(&mut conn, &selector, &after, limit).await?;
-        let (mut out, mut next) = (Vec::new(), convert::next(&rows, limit, |row| row.name.to_string()));
-        for row in &rows {
-            let states = self.sources_of(&mut conn, row, &standings).await?;
+        let (wanted, mut out, mut looked_at) = (paging.limit as usize, Vec::new(), 0);
+        // What policies say is not in the list's order: pages are looked through until there are enough, or it is the
+        // next call's turn.
+        let next = loop {
+            let page = lists::sources::list(&mut conn, &selector, &paging).await?;
+            looked_at += page.rows.len();
+            let ids: BTreeSet<AgentId> = page.rows.iter().map(|listed| listed.source.agent).collect();
+            let agents = store_agents::of_ids(&mut conn, &Vec::from_iter(ids)).await?;
+            let by_id = agents.iter().map(|agent| (agent.id, agent)).collect();
+            let states = self.states(&mut conn, &by_id, page.rows).await?;
             out.extend(states.into_iter().filter(|state| filter.wants(state)));
-            if out.len() >= limit as usize {
-                next = row.name.to_string();
-                break;
+            match page.next {
+                Some(next) if out.len() < wanted && looked_at < MOST_LOOKED_AT => paging.after = Some(next),
+                next => break next,
             }
-        }
+        };
+        let next = convert::position_to_wire(next.as_ref());
         Ok(Response::new(v1::ListSourcesReply { sources: out, next }))
     }
 

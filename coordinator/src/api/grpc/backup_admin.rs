@@ -11,9 +11,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use super::Gate;
-use super::convert::{
-    bad_field, bytes, page, signed_request_to_wire, text, time_cursor, time_cursor_to_wire,
-};
+use super::convert::{bad_field, bytes, paging, position_to_wire, signed_request_to_wire, text};
 use crate::backups::Backups;
 use crate::backups::query::{BackupQuery, BackupView};
 use crate::backups::restore::MAX_GETS;
@@ -45,21 +43,17 @@ impl v1::backup_admin_server::BackupAdmin for BackupAdminApi {
     ) -> Result<Response<v1::ListBackupsReply>, Status> {
         let ctx = self.gate.context(&request).await?;
         let asked = request.into_inner();
-        let (limit, after) = page(asked.page);
+        let paging = paging(asked.page)?;
         let query = BackupQuery {
             source: asked.source,
             selector: text("selector", &asked.selector)?,
             since: UnixMillis(asked.since_ms),
-            before: time_cursor(&after)?,
             expired: asked.deleted,
-            limit,
         };
-        let (found, next) = self.backups.list(&ctx, &query).await?;
-        let backups = found.into_iter().map(backup_to_wire).collect();
-        Ok(Response::new(v1::ListBackupsReply {
-            backups,
-            next: next.map(|(ms, id)| time_cursor_to_wire(UnixMillis(ms), &id)).unwrap_or_default(),
-        }))
+        let page = self.backups.list(&ctx, &query, &paging).await?;
+        let next = position_to_wire(page.next.as_ref());
+        let backups = page.rows.into_iter().map(backup_to_wire).collect();
+        Ok(Response::new(v1::ListBackupsReply { backups, next }))
     }
 
     async fn get_backup(

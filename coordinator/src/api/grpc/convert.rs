@@ -10,6 +10,7 @@ use tonic::Status;
 
 use crate::objects::signing::SignedRequest;
 use crate::runs::{Attempt, AttemptRef, Progress, Report, RunView};
+use crate::store::lists::{InvalidPage, Order, Paging, Position};
 use crate::store::runs::RunRow;
 
 /// A field that cannot be used, by name.
@@ -126,6 +127,26 @@ pub fn page(page: Option<v1::Page>) -> (u32, String) {
     let page = page.unwrap_or_default();
     let limit = if page.limit == 0 { PAGE } else { page.limit.min(MAX_PAGE) };
     (limit, page.after)
+}
+
+/// Which part of a list is asked for, in which order.
+///
+/// # Errors
+/// `INVALID_ARGUMENT` for an order or a place that the list does not have.
+#[allow(clippy::result_large_err)]
+pub fn paging<O>(wire: Option<v1::Page>) -> Result<Paging<O>, Status>
+where
+    O: Order + Default + std::str::FromStr<Err = InvalidPage>,
+{
+    let wire = wire.unwrap_or_default();
+    let (sort, reverse) = (wire.sort.clone(), wire.reverse);
+    let (limit, after) = page(Some(wire));
+    Paging::parse(&sort, reverse, &after, limit).map_err(|error| bad_field("page", error))
+}
+
+/// Where the next page starts; empty after the last one.
+pub fn position_to_wire(next: Option<&Position>) -> String {
+    next.map(ToString::to_string).unwrap_or_default()
 }
 
 /// Where the next page starts; empty after the last one.
@@ -278,6 +299,6 @@ mod tests {
         assert_eq!(time_cursor(&cursor).unwrap(), Some((12, "abc".to_owned())));
         assert!(time_cursor("abc").is_err());
         assert_eq!(page(None).0, PAGE);
-        assert_eq!(page(Some(v1::Page { limit: 1_000_000, after: String::new() })).0, MAX_PAGE);
+        assert_eq!(page(Some(v1::Page { limit: 1_000_000, ..v1::Page::default() })).0, MAX_PAGE);
     }
 }

@@ -8,6 +8,7 @@ use sealift_proto::v1;
 use sealift_proto::v1::fleet_admin_server::FleetAdmin;
 use tonic::{Request, Response, Status};
 
+use super::runs::rows_to_wire;
 use super::{Gate, convert};
 use crate::audit::Action;
 use crate::core::Core;
@@ -17,10 +18,12 @@ use crate::retention::generation;
 use crate::runs::Runs;
 use crate::runs::state::RunState;
 use crate::sessions::SessionService;
-use crate::store::audit::{self, EventFilter, EventRow};
+use crate::store::audit::EventRow;
 use crate::store::fleet::{self, FleetCounts};
-use crate::store::runs::{self, RunFilter};
-use crate::store::{StoreError, Tx, agents, pauses, retention, source_policies, unknown_heads};
+use crate::store::lists::Paging;
+use crate::store::lists::audit::EventList;
+use crate::store::lists::runs::RunList;
+use crate::store::{StoreError, Tx, lists, pauses, retention, source_policies, unknown_heads};
 
 /// Sources that the overview names of each sort.
 const NAMED: u32 = 20;
@@ -74,18 +77,10 @@ impl FleetApi {
     }
 
     async fn failures(&self, tx: &mut Tx) -> Result<Vec<v1::Run>, Status> {
-        let filter = RunFilter {
-            state: Some(RunState::Failed),
-            since: UnixMillis(self.core.clock.now().0.saturating_sub(RECENT_MS)),
-            limit: RECENT_FAILURES,
-            ..RunFilter::default()
-        };
-        let mut out = Vec::new();
-        for run in runs::list(tx, &filter).await? {
-            let agent = agents::get(tx, run.agent).await?;
-            out.push(convert::run_row_to_wire(run, agent.as_ref().map_or("", |a| a.name.as_str())));
-        }
-        Ok(out)
+        let since = UnixMillis(self.core.clock.now().0.saturating_sub(RECENT_MS));
+        let list = RunList { state: Some(RunState::Failed), since, ..RunList::default() };
+        let page = lists::runs::list(tx, &list, &Paging::first(RECENT_FAILURES)).await?;
+        rows_to_wire(tx, page.rows).await
     }
 }
 
@@ -153,6 +148,21 @@ async fn troubles(tx: &mut Tx) -> Result<Vec<String>, StoreError> {
 /// Names of sources, as status shows them.
 fn named<'a>(sources: impl Iterator<Item = (&'a Name, &'a Name)>) -> Vec<String> {
     sources.map(|(agent, source)| format!("{agent}/{source}")).collect()
+}
+
+/// `token.create`, or `token.*` for all of a kind; empty for all.
+#[allow(clippy::result_large_err)]
+fn actions(wanted: &str) -> Result<Vec<String>, Status> {
+    let Some(kind) = wanted.strip_suffix('*') else {
+        return Ok(Some(wanted.to_owned()).filter(|action| !action.is_empty()).into_iter().collect());
+    };
+    let all = Action::ALL.iter().map(|action| action.as_str()).filter(|name| name.starts_with(kind));
+    let all: Vec<String> = all.map(str::to_owned).collect();
+    if all.is_empty() {
+        Err(convert::bad_field("action", format!("no action begins with {kind:?}")))
+    } else {
+        Ok(all)
+    }
 }
 
 fn event_to_wire(event: EventRow) -> v1::AuditEvent {
@@ -227,15 +237,20 @@ impl FleetAdmin for FleetApi {
         ctx.authorize(Action::AuditList, &"audit").await.map_err(Status::from)?;
         let wire = request.into_inner();
         let (limit, after) = convert::page(wire.page);
-        let filter = EventFilter {
+        let after = match convert::time_cursor(&after)? {
+            None => None,
+            Some((ms, place)) => Some((UnixMillis(ms), convert::text("page.after", &place)?)),
+        };
+        let list = EventList {
             since: UnixMillis(wire.since_ms),
             actor: wire.actor,
-            action: wire.action,
-            after: if after.is_empty() { 0 } else { convert::text("page.after", &after)? },
+            actions: actions(&wire.action)?,
+            after,
             limit,
         };
-        let events = audit::list(&mut *self.core.store.reader().await?, &filter).await?;
-        let next = convert::next(&events, limit, |event| event.place.to_string());
+        let events = lists::audit::list(&mut *self.core.store.reader().await?, &list).await?;
+        let next =
+            convert::next(&events, limit, |event| convert::time_cursor_to_wire(event.time, &event.place));
         Ok(Response::new(v1::ListAuditReply {
             events: events.into_iter().map(event_to_wire).collect(),
             next,

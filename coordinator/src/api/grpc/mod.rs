@@ -13,6 +13,7 @@ pub mod policies;
 pub mod retention;
 pub mod runs;
 pub mod series;
+pub mod storage;
 pub mod tokens;
 pub mod trust;
 

@@ -1,11 +1,10 @@
 //! Runs, for admins.
 
-use std::collections::HashMap;
+use std::collections::BTreeSet;
 use std::pin::Pin;
 
 use futures::Stream;
 use sealift_common::clock::UnixMillis;
-use sealift_common::id::AgentId;
 use sealift_common::telemetry;
 use sealift_proto::v1;
 use sealift_proto::v1::run_admin_server::RunAdmin;
@@ -16,13 +15,16 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
 use super::agents::targeted;
+use super::convert::Target;
 use super::{Gate, convert};
 use crate::audit::{Action, OpContext};
 use crate::core::Core;
 use crate::runs::state::RunState;
 use crate::runs::{RunView, Runs};
-use crate::store::runs::{self as rows, RunFilter, RunRow};
-use crate::store::{Tx, agents, sources};
+use crate::store::lists::history::Of;
+use crate::store::lists::runs::RunList;
+use crate::store::runs::RunRow;
+use crate::store::{Tx, agents, lists, sources};
 
 /// Most runs that one request starts.
 const MAX_STARTED: usize = 10_000;
@@ -89,28 +91,28 @@ impl RunApi {
     }
 }
 
-/// Names of agents, looked up once each.
-#[derive(Default)]
-struct Names(HashMap<AgentId, String>);
-
-impl Names {
-    async fn of(&mut self, tx: &mut Tx, agent: AgentId) -> Result<String, Status> {
-        if let Some(name) = self.0.get(&agent) {
-            return Ok(name.clone());
-        }
-        let name = agents::get(tx, agent).await?.map(|a| a.name.to_string()).unwrap_or_default();
-        self.0.insert(agent, name.clone());
-        Ok(name)
+/// What a list of runs is narrowed to; `None` where nothing can be in it.
+async fn listed_of(tx: &mut Tx, target: &Target) -> Result<Option<Of>, Status> {
+    let Some(agent) = &target.agent else { return Ok(Some(Of::Labels(target.selector.clone()))) };
+    let agent = crate::identity::agents::find(tx, agent).await?;
+    if !target.selector.matches(&agent.labels) {
+        return Ok(None);
     }
+    let Some(name) = &target.source else { return Ok(Some(Of::Agent(agent.id))) };
+    let found = sources::get(tx, agent.id, name).await?;
+    let missing = || Status::not_found(format!("{} has no source {name}", agent.name));
+    Ok(Some(Of::Series(found.ok_or_else(missing)?.series)))
 }
 
-async fn rows_to_wire(tx: &mut Tx, runs: Vec<RunRow>) -> Result<Vec<v1::Run>, Status> {
-    let (mut names, mut out) = (Names::default(), Vec::new());
-    for run in runs {
-        let name = names.of(tx, run.agent).await?;
-        out.push(convert::run_row_to_wire(run, &name));
-    }
-    Ok(out)
+/// Runs with the names of their hosts, which are looked up all at once.
+pub async fn rows_to_wire(tx: &mut Tx, runs: Vec<RunRow>) -> Result<Vec<v1::Run>, Status> {
+    let series: BTreeSet<_> = runs.iter().map(|run| run.series).collect();
+    let names = lists::sources::names(tx, &Vec::from_iter(series)).await?;
+    let to_wire = |run: RunRow| {
+        let agent = names.get(&run.series).map(|(agent, _)| agent.clone()).unwrap_or_default();
+        convert::run_row_to_wire(run, &agent)
+    };
+    Ok(runs.into_iter().map(to_wire).collect())
 }
 
 #[tonic::async_trait]
@@ -137,29 +139,18 @@ impl RunAdmin for RunApi {
         let ctx = self.gate.context(&request).await?;
         ctx.authorize(Action::RunList, &"runs").await.map_err(Status::from)?;
         let wire = request.into_inner();
-        let (limit, after) = convert::page(wire.page);
+        let paging = convert::paging(wire.page)?;
         let target = convert::target(&wire.source, &wire.selector)?;
         let state =
             (!wire.state.is_empty()).then(|| convert::text::<RunState>("state", &wire.state)).transpose()?;
-        let mut filter = RunFilter {
-            agent: None,
-            source: target.source.clone(),
-            state,
-            since: UnixMillis(wire.since_ms),
-            before: convert::time_cursor(&after)?,
-            limit,
-        };
         let mut conn = self.core.store.reader().await?;
-        if let Some(agent) = &target.agent {
-            filter.agent = Some(crate::identity::agents::find(&mut conn, agent).await?.id);
-        }
-        let runs = if target.selector.is_empty() {
-            rows::list(&mut conn, &filter).await?
-        } else {
-            self.selected(&mut conn, filter, &target.selector).await?
+        let Some(of) = listed_of(&mut conn, &target).await? else {
+            return Ok(Response::new(v1::ListRunsReply::default()));
         };
-        let next = convert::next(&runs, limit, |run| convert::time_cursor_to_wire(run.created, &run.id));
-        Ok(Response::new(v1::ListRunsReply { runs: rows_to_wire(&mut conn, runs).await?, next }))
+        let list = RunList { of, state, since: UnixMillis(wire.since_ms) };
+        let page = lists::runs::list(&mut conn, &list, &paging).await?;
+        let next = convert::position_to_wire(page.next.as_ref());
+        Ok(Response::new(v1::ListRunsReply { runs: rows_to_wire(&mut conn, page.rows).await?, next }))
     }
 
     async fn get_run(&self, request: Request<v1::GetRunRequest>) -> Result<Response<v1::Run>, Status> {
@@ -199,39 +190,6 @@ impl RunAdmin for RunApi {
 }
 
 impl RunApi {
-    /// Runs of agents that `selector` matches: looked through in pages until there are enough.
-    async fn selected(
-        &self,
-        tx: &mut Tx,
-        mut filter: RunFilter,
-        selector: &sealift_common::selector::Selector,
-    ) -> Result<Vec<RunRow>, Status> {
-        let (wanted, mut matches, mut out) = (filter.limit as usize, HashMap::new(), Vec::new());
-        filter.limit = 1_000;
-        loop {
-            let page = rows::list(tx, &filter).await?;
-            let Some(last) = page.last() else { return Ok(out) };
-            filter.before = Some((last.created.0, last.id.to_string()));
-            for run in page {
-                let matched = match matches.get(&run.agent) {
-                    Some(known) => *known,
-                    None => {
-                        let agent = agents::get(tx, run.agent).await?;
-                        let matched = agent.is_some_and(|agent| selector.matches(&agent.labels));
-                        matches.insert(run.agent, matched);
-                        matched
-                    }
-                };
-                if matched {
-                    out.push(run);
-                }
-                if out.len() >= wanted {
-                    return Ok(out);
-                }
-            }
-        }
-    }
-
     async fn follow(
         &self,
         ctx: &OpContext,
