@@ -9,7 +9,10 @@ use zstd::bulk::{Compressor, Decompressor};
 use super::chunk::{Chunk, ChunkRecord};
 
 /// A frame is closed when the next chunk would take it beyond this many raw bytes.
-pub const TARGET_RAW: usize = 256 * 1024;
+///
+/// "About 256 KiB", from above: up to 256 KiB zstd takes smaller tables, and a database dump comes out 3 % larger in the
+/// same time.
+pub const TARGET_RAW: usize = 320 * 1024;
 /// Most raw bytes of a frame.
 pub const MAX_RAW: usize = 16 * 1024 * 1024;
 
