@@ -11,8 +11,8 @@ use sealift_tests::cluster::Cluster;
 use sealift_tests::{tree, wait};
 use serde_json::Value;
 
-/// Hosts of the large tests (`SEALIFT_TEST_HOSTS` for others).
-const HOSTS: usize = 50;
+/// Hosts of the large tests; `SEALIFT_TEST_HOSTS` sets another number.
+const HOSTS: usize = 8;
 /// Bytes of one backup.
 const SIZE: usize = 40_000;
 
