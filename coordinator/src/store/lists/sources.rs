@@ -119,9 +119,11 @@ pub fn last_runs_query(series: &[SeriesId]) -> Select {
 pub fn last_backups_query(series: &[SeriesId]) -> Select {
     let ids = series.iter().map(ToString::to_string);
     Select::new(
-        "SELECT b.* FROM backups b WHERE b.id IN (SELECT (SELECT n.id FROM backups n WHERE n.series_id = s.id
-            AND n.state = 'committed' ORDER BY CASE WHEN n.partial OR n.manifest_lost OR n.lost_packs > 0 THEN 1 ELSE 0 END,
-            n.sequence DESC LIMIT 1) FROM series s WHERE s.id IN (",
+        "SELECT b.* FROM backups b WHERE b.id IN (SELECT COALESCE(
+            (SELECT n.id FROM backups n WHERE n.series_id = s.id AND n.state = 'committed'
+                AND NOT (n.partial OR n.manifest_lost OR n.lost_packs > 0) ORDER BY n.sequence DESC LIMIT 1),
+            (SELECT n.id FROM backups n WHERE n.series_id = s.id AND n.state = 'committed'
+                ORDER BY n.sequence DESC LIMIT 1)) FROM series s WHERE s.id IN (",
     )
     .bind_all(ids)
     .push("))")
