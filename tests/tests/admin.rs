@@ -74,8 +74,10 @@ fn labels_select_and_a_revoked_host_is_out_at_once() {
     wait::until_true("it is told", || agent.log().contains("revoked"));
     assert_eq!(cluster.json(&["agent", "show", "store-1"])["connected"], false);
     assert!(cluster.backups("store-1/data").is_empty());
-    let refused = cluster.json(&["audit", "list", "--action", "call.refuse"]);
-    assert!(!refused.as_array().unwrap().is_empty(), "not audited");
+    wait::until_true("the refusal is audited", || {
+        let refused = cluster.json(&["audit", "list", "--action", "call.refuse"]);
+        !refused.as_array().unwrap().is_empty()
+    });
 }
 
 #[test]

@@ -344,7 +344,8 @@ impl<'a> Prober<'a> {
 
     /// Whether the credential that signs for agents can put below `series/`, and nothing else.
     async fn put_only(&self, by: &Credentials) -> Result<Vec<Finding>, ObjectError> {
-        let series = SeriesId::from_bytes([0; 16]);
+        // Not all zeros: that series is the coordinator's own, and lies elsewhere.
+        let series = SeriesId::from_bytes([0xff; 16]);
         let name = ObjectKey::from(ObjectName::Pack { series, sha256: Sha256::of(&self.bytes[1]) });
         let settings = self.store.settings();
         let now = self.store.clock().now();

@@ -13,7 +13,6 @@ use sqlx::any::{AnyConnectOptions, AnyPoolOptions};
 use sqlx::{Connection as _, Pool};
 
 use super::dialect::{Db, Dialect, Tx};
-use super::grouped::Grouped;
 use super::url::{DatabaseUrl, PostgresUrl};
 use super::{StoreError, migrations};
 
@@ -43,8 +42,6 @@ pub(super) struct Connections {
     pub readers: Pool<Db>,
     /// Where to listen to notifications.
     pub listen: Option<PostgresUrl>,
-    /// Of SQLite: what goes through `writer` goes through this.
-    pub grouped: Option<Arc<Grouped>>,
     _lock: Option<Arc<File>>,
 }
 
@@ -84,9 +81,8 @@ async fn open_sqlite(path: &Path) -> Result<Connections, StoreError> {
     let writer = pool(1, SQLITE_WRITER).connect_with(options("rw")?).await.map_err(failed)?;
     migrations::run(Dialect::Sqlite, &mut *writer.acquire().await.map_err(failed)?).await?;
     let readers = pool(SQLITE_READERS, SQLITE_READER).connect_with(options("ro")?).await.map_err(failed)?;
-    let grouped = Some(Grouped::new(writer.clone()));
     let lock = Some(Arc::new(lock));
-    Ok(Connections { dialect: Dialect::Sqlite, writer, readers, listen: None, grouped, _lock: lock })
+    Ok(Connections { dialect: Dialect::Sqlite, writer, readers, listen: None, _lock: lock })
 }
 
 async fn open_postgres(url: &PostgresUrl) -> Result<Connections, StoreError> {
@@ -102,7 +98,7 @@ async fn open_postgres(url: &PostgresUrl) -> Result<Connections, StoreError> {
     let writer = writer.connect_with(options.clone()).await.map_err(failed)?;
     let readers = pool(POSTGRES_READERS, POSTGRES_READER).connect_with(options).await.map_err(failed)?;
     let listen = Some(url.clone());
-    Ok(Connections { dialect: Dialect::Postgres, writer, readers, listen, grouped: None, _lock: None })
+    Ok(Connections { dialect: Dialect::Postgres, writer, readers, listen, _lock: None })
 }
 
 /// Makes the file (0600) where it is missing, and locks it.

@@ -59,6 +59,8 @@ pub enum Cell {
 }
 
 const READ: &str = "read the schema";
+/// Tables that triggers fill from others: they follow by themselves.
+const DERIVED: [&str; 2] = ["agent_labels", "series_totals"];
 
 /// All tables of ours, in an order in which their rows can be added.
 ///
@@ -83,7 +85,7 @@ pub async fn tables(tx: &mut Tx) -> Result<Vec<Table>, StoreError> {
         .await
         .map_err(failed(READ))?;
     let (mut tables, mut needs) = (Vec::new(), Vec::new());
-    for name in names {
+    for name in names.into_iter().filter(|name| !DERIVED.contains(&name.as_str())) {
         let (columns, counter) = columns(tx, dialect, &name).await?;
         needs.push(referred(tx, dialect, &name).await?);
         tables.push(Table { name, columns, counter });

@@ -20,7 +20,6 @@ pub mod dialect;
 pub mod export;
 pub mod fleet;
 pub mod generation;
-mod grouped;
 pub mod installation;
 pub mod leases;
 pub mod lists;
@@ -285,9 +284,6 @@ impl Store {
         E: std::error::Error + From<StoreError> + 'static,
         F: for<'tx> Fn(&'tx mut Tx, Borrowed<'tx, 'caller>) -> BoxFuture<'tx, Result<T, E>>,
     {
-        if let Some(grouped) = &self.0.grouped {
-            return grouped.run(name, work).await;
-        }
         let failed = |source| E::from(StoreError::Database { operation: name, source });
         let mut connection = self.0.writer.acquire().await.map_err(failed)?;
         let outcome = self.try_on(&mut connection, name, work).await;
@@ -368,9 +364,6 @@ impl Store {
 
     /// Closes all connections; what is committed is on disk.
     pub async fn close(&self) {
-        if let Some(grouped) = &self.0.grouped {
-            grouped.close().await;
-        }
         self.0.readers.close().await;
         self.0.writer.close().await;
     }

@@ -10,6 +10,7 @@ use sealift_coordinator::backups::BackupError;
 use sealift_coordinator::backups::begin::Begun;
 use sealift_coordinator::backups::query::BackupQuery;
 use sealift_coordinator::objects::{ByteRange, Put};
+use sealift_coordinator::retention::admin::PlanQuery;
 use sealift_coordinator::retention::beside::Operation;
 use sealift_coordinator::retention::collect::{Collected, Round};
 use sealift_coordinator::retention::packs::{GRACE, LATE};
@@ -169,8 +170,7 @@ async fn rules_let_go_and_say_why(database: Database) {
     );
     retention.hold(&world.as_admin(), &all[0].to_string(), "an audit").await.unwrap();
     world.set_rules(agent.series, &RetentionRules { last: 2, ..RetentionRules::default() }).await;
-    let query = Default::default();
-    let (plans, next) = retention.plans(&world.as_admin(), &query).await.unwrap();
+    let (plans, next) = retention.plans(&world.as_admin(), &everything()).await.unwrap();
     let why: Vec<String> = plans[0].verdicts.iter().map(|(_, verdict)| verdict.why()).collect();
     assert_eq!(
         why,
@@ -211,7 +211,7 @@ async fn a_difference_stops_deletion(database: Database) {
     let events = world.audited("series.halt", "done").await;
     assert_eq!(events.len(), 1, "one event for each difference: {events:?}");
     assert!(events[0].details.contains("the database does not know it"), "{events:?}");
-    let (plans, _) = retention.plans(&world.as_admin(), &Default::default()).await.unwrap();
+    let (plans, _) = retention.plans(&world.as_admin(), &everything()).await.unwrap();
     assert!(plans[0].halted.as_ref().is_some_and(|why| why.contains("manifests/")));
     let generation = "coordinator/generation".to_owned();
     let same =
@@ -384,3 +384,8 @@ on_both_databases!(
     a_vanished_object_is_shown_and_healed,
     the_latest_backup_is_the_newest_good_one,
 );
+
+/// A plan of all sources.
+fn everything() -> PlanQuery {
+    PlanQuery { limit: 100, ..PlanQuery::default() }
+}

@@ -8,4 +8,3 @@ mod races;
 mod schema;
 #[path = "../support/mod.rs"]
 mod support;
-mod together;

@@ -220,10 +220,10 @@ fn init(scratch: &Scratch, password: &str, options: &PostgresOptions) {
 fn serve(scratch: &Scratch, port: u16, options: &PostgresOptions) -> Option<Process> {
     let mut command = guarded_unprivileged(Postgres::bin("postgres"), USER);
     command.arg("-D").arg(scratch.join("data")).arg("-p").arg(port.to_string()).current_dir("/");
-    // Nothing in a test survives a power cut, so nothing waits for the disk.
+    // Nothing in a test survives a power cut, so nothing waits for the disk; but what was committed survives a kill.
     for setting in [
         "fsync=off",
-        "synchronous_commit=off",
+        "synchronous_commit=on",
         "full_page_writes=off",
         "shared_buffers=64MB",
         "max_wal_size=4GB",
