@@ -61,12 +61,16 @@ impl Retention {
     ) -> Result<BackupView, RetentionError> {
         let reason = &checked(reason);
         if dry_run {
-            ctx.authorize(Action::BackupDelete, &entity(text)).await?;
-            let mut reader = self.core.store.reader().await?;
-            reason.as_ref().map_err(|_| RetentionError::Reason)?;
-            let (row, kept, all) = self.load(&mut reader, text).await?;
-            may_delete(&kept, &all)?;
-            return Ok(self.backups.view(&mut reader, row).await?);
+            // A refusal is one, whether or not the question was only a question: it is in the audit.
+            let asked = ctx.operation(Action::BackupDelete, entity(text), Details::none());
+            let look = async {
+                let mut reader = self.core.store.reader().await?;
+                reason.as_ref().map_err(|_| RetentionError::Reason)?;
+                let (row, kept, all) = self.load(&mut reader, text).await?;
+                may_delete(&kept, &all)?;
+                Ok(self.backups.view(&mut reader, row).await?)
+            };
+            return asked.run(look.boxed()).await;
         }
         self.change(ctx, Action::BackupDelete, text, move |tx, _| {
             async move {
