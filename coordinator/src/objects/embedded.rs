@@ -139,7 +139,6 @@ fn service(root: &Path, keys: &AccessKeys) -> Result<S3Service, EmbeddedError> {
     Ok(builder.build())
 }
 
-/// Takes connections until the soft stop; those that are open go on until the hard one.
 /// Takes connections until everything else has stopped: what stops may have a last word to store.
 async fn accept(listener: TcpListener, service: S3Service, lifecycle: Lifecycle) {
     loop {
