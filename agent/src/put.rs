@@ -69,6 +69,9 @@ pub enum PutError {
     /// The store or the network is away: worth another try.
     #[error("the store is away: {0}")]
     Away(String),
+    /// The two do not accept each other's certificates: nothing was sent, and time alone does not mend it.
+    #[error("no certificate that both this host and the store accept: {0}; see ca, client_certificate and client_key in [s3]")]
+    Certificate(String),
     /// The signature has expired, or the clocks differ: worth a new signature.
     #[error("the store does not take the signature ({status}): {body}")]
     Signature {
@@ -155,7 +158,7 @@ impl PutClient {
         // The body's length is known: with this header it goes out in one piece, not in HTTP chunks.
         let request = self.http.put(url).headers(headers).header(CONTENT_LENGTH, length).timeout(timeout);
         let sent = request.body(paced).send().await;
-        let response = sent.map_err(|error| PutError::Away(describe(&error)))?;
+        let response = sent.map_err(|error| unsent(&error))?;
         let status = response.status();
         if status.is_success() {
             return Ok(Put::Written);
@@ -183,6 +186,41 @@ fn through(proxy: Proxy) -> Result<reqwest::Proxy, PutError> {
         chosen = chosen.custom_http_auth(value);
     }
     Ok(chosen)
+}
+
+/// What follows from a request that got no answer.
+fn unsent(error: &reqwest::Error) -> PutError {
+    let text = describe(error);
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        // The TLS stream hands its errors on inside I/O errors, whose `source` passes over them.
+        let inner = error.downcast_ref::<std::io::Error>().and_then(|error| error.get_ref());
+        let tls = inner.and_then(|error| error.downcast_ref::<rustls::Error>());
+        if tls.is_some_and(is_about_certificates) {
+            return PutError::Certificate(text);
+        }
+        cause = error.source();
+    }
+    PutError::Away(text)
+}
+
+fn is_about_certificates(error: &rustls::Error) -> bool {
+    use rustls::AlertDescription as Alert;
+    match error {
+        rustls::Error::InvalidCertificate(_) => true,
+        rustls::Error::AlertReceived(alert) => matches!(
+            alert,
+            Alert::CertificateRequired
+                | Alert::BadCertificate
+                | Alert::UnsupportedCertificate
+                | Alert::CertificateRevoked
+                | Alert::CertificateExpired
+                | Alert::CertificateUnknown
+                | Alert::UnknownCA
+                | Alert::AccessDenied
+        ),
+        _ => false,
+    }
 }
 
 /// What follows from an answer that is not a success.

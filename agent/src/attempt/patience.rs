@@ -56,22 +56,22 @@ impl Patience {
     }
 }
 
-/// New signatures asked for in a row before the store's refusal is believed.
-const MOST_SIGNATURES: u32 = 4;
+/// Tries before the store's refusal of a signature or a certificate is believed.
+const MOST_REFUSALS: u32 = 4;
 
 /// One object's tries at the store.
 #[derive(Debug)]
 pub struct StorePatience {
     backoff: Backoff,
     away_since: Option<Instant>,
-    signatures: u32,
+    refusals: u32,
 }
 
 impl StorePatience {
     /// For an object that was not tried yet.
     pub fn new(agent: &Agent) -> Self {
         let backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT, agent.random.clone());
-        Self { backoff, away_since: None, signatures: 0 }
+        Self { backoff, away_since: None, refusals: 0 }
     }
 
     /// Waits before the next try; a store may be away for `timeout`.
@@ -86,7 +86,9 @@ impl StorePatience {
                     return Err(AttemptError::StoreAway { after: since.elapsed(), last: last.clone() });
                 }
             }
-            PutError::Signature { .. } if self.signatures < MOST_SIGNATURES => self.signatures += 1,
+            PutError::Signature { .. } | PutError::Certificate(_) if self.refusals < MOST_REFUSALS => {
+                self.refusals += 1;
+            }
             _ => return Err(AttemptError::Put(error)),
         }
         tracing::warn!(%error, "an object is not stored yet");

@@ -704,10 +704,13 @@ async fn collection_may_die_at_every_await() {
         model.log.push(format!("collect, cut off after {awaits} awaits: {done:?}"));
         model.check(&before, false).await;
         match done {
+            // Through to its end, with something at stake: no later await is left. A partial backup, which displaces nothing,
+            // leaves a round without any.
             Some(done) => {
                 let done = done.unwrap();
-                assert!(done.packs > 0 && done.manifests > 0, "nothing was at stake: {done:?}");
-                break;
+                if done.packs > 0 && done.manifests > 0 {
+                    break;
+                }
             }
             None => cut_off += 1,
         }
