@@ -70,7 +70,9 @@ pub enum PutError {
     #[error("the store is away: {0}")]
     Away(String),
     /// The two do not accept each other's certificates: nothing was sent, and time alone does not mend it.
-    #[error("no certificate that both this host and the store accept: {0}; see ca, client_certificate and client_key in [s3]")]
+    #[error(
+        "no certificate that both this host and the store accept: {0}; see ca, client_certificate and client_key in [s3]"
+    )]
     Certificate(String),
     /// The signature has expired, or the clocks differ: worth a new signature.
     #[error("the store does not take the signature ({status}): {body}")]

@@ -120,7 +120,9 @@ impl AttemptError {
         match self {
             Self::StoreAway { .. } | Self::AgentStops | Self::TooLong(_) => true,
             Self::Call { source, .. } => matches!(source, CallError::Away(_)),
-            Self::Put(error) => matches!(error, PutError::Away(_) | PutError::Signature { .. }),
+            Self::Put(error) => {
+                matches!(error, PutError::Away(_) | PutError::Signature { .. } | PutError::Certificate(_))
+            }
             _ => false,
         }
     }
