@@ -7,6 +7,7 @@ use url::Url;
 
 use sealift_common::clock::Clock;
 use sealift_common::id::{InstanceId, Random};
+use sealift_common::protocol::Spoken;
 use sealift_common::proxy::Proxy;
 use sealift_proto::v1;
 
@@ -26,6 +27,8 @@ use crate::state::waiting::Tickets;
 pub struct Agent {
     /// One start of the process.
     pub instance: InstanceId,
+    /// What this build speaks with coordinators.
+    pub speaks: Spoken,
     /// Who this host is.
     pub identity: IdentityKeeper,
     /// Where it keeps its state.

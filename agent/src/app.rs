@@ -14,6 +14,7 @@ use url::Url;
 use sealift_common::clock::Clock;
 use sealift_common::id::{AgentId, InstanceId, Random, Sha256};
 use sealift_common::lifecycle::Lifecycle;
+use sealift_common::protocol::{Feature, Spoken};
 use sealift_common::secret::Secret;
 use sealift_common::telemetry::{self, LogTarget};
 
@@ -110,13 +111,13 @@ impl<E: Error> From<E> for Failed {
     }
 }
 
-/// Runs one command to its end.
+/// Runs one command to its end, as a build that speaks so.
 #[allow(clippy::print_stderr)] // the error of a command is for whoever typed it
-pub fn main(cli: Cli) -> ExitCode {
+pub fn main(cli: Cli, speaks: Spoken) -> ExitCode {
     let done = match cli.command {
         Command::Enroll(args) => run_enroll(&args),
         Command::Check(args) => run_check(&args.config),
-        Command::Run(args) => run_agent(&args.config),
+        Command::Run(args) => run_agent(&args.config, speaks),
     };
     match done {
         Ok(code) => code,
@@ -188,7 +189,7 @@ fn run_check(path: &Path) -> Result<ExitCode, Failed> {
     Ok(if all_good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn run_agent(path: &Path) -> Result<ExitCode, Failed> {
+fn run_agent(path: &Path, speaks: Spoken) -> Result<ExitCode, Failed> {
     let (config, environment) = load(path)?;
     // Before any other thread starts: threads inherit the priority.
     let lowered = lower_this_thread(&config.process);
@@ -201,7 +202,7 @@ fn run_agent(path: &Path) -> Result<ExitCode, Failed> {
         for warning in &config.warnings {
             tracing::warn!("{warning}");
         }
-        serve(path, config, environment).await
+        serve(path, config, environment, speaks).await
     });
     // A thread that still reads a slow disk must not keep the process.
     runtime.shutdown_timeout(SHUTDOWN);
@@ -234,16 +235,23 @@ fn open_spool(config: &Config, agent: AgentId) -> Option<Arc<Spool>> {
 }
 
 /// The daemon, from its first to its last breath.
-async fn serve(path: &Path, config: Config, environment: Environment) -> Result<ExitCode, Failed> {
+async fn serve(
+    path: &Path,
+    config: Config,
+    environment: Environment,
+    speaks: Spoken,
+) -> Result<ExitCode, Failed> {
     let (clock, random) = (Clock::system(), Random::from_os());
     let state = StateDir::open(config.state_dir.as_path())?;
     let identity = IdentityKeeper::open(state.clone(), clock.clone(), random.clone())?;
     let lifecycle = Lifecycle::default();
     lifecycle.watch_signals(STOP_GRACE)?;
     let (link_owner, link) = LinkOwner::new();
-    let spool = open_spool(&config, identity.current().agent);
+    let may_spool = speaks.features.has(Feature::Spool);
+    let spool = if may_spool { open_spool(&config, identity.current().agent) } else { None };
     let agent = Arc::new(Agent {
         instance: InstanceId::generate(&random),
+        speaks,
         identity,
         state,
         config: watch::Sender::new(Arc::new(config)),

@@ -5,8 +5,9 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use sealift_agent::app::{self, Cli};
+use sealift_common::protocol::Spoken;
 
 fn main() -> ExitCode {
     sealift_common::tls::install_provider();
-    app::main(Cli::parse())
+    app::main(Cli::parse(), Spoken::of_this_build())
 }

@@ -21,6 +21,11 @@ pub fn stopping() {
     tell(&[NotifyState::Stopping]);
 }
 
+/// What `systemctl status` shows.
+pub fn status(line: &str) {
+    tell(&[NotifyState::Status(line)]);
+}
+
 fn tell(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(false, states) {
         tracing::debug!(%error, "cannot tell the service manager");

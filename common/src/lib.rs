@@ -10,6 +10,7 @@
 //! | [`secret`] | values that must not be printed |
 //! | [`lifecycle`] | soft and hard stop, signals, readiness |
 //! | [`telemetry`] | logs and OTLP traces, the same in all three programs |
+//! | [`protocol`] | versions and features of the protocol, and what two builds agree on |
 //! | [`proxy`] | HTTPS proxies, and which hosts are reached without one |
 //! | [`tls`] | PEM files, pinned roots, client and server configurations |
 //! | [`format`] | the bytes in the bucket (docs/format.md), both directions |
@@ -22,6 +23,7 @@ pub mod format;
 pub mod id;
 pub mod lifecycle;
 pub mod name;
+pub mod protocol;
 pub mod proxy;
 pub mod quantity;
 pub mod restore;

@@ -61,7 +61,7 @@ use crate::series::SeriesService;
 use crate::sessions::checks::Checks;
 use crate::sessions::presence::{self, Presence};
 use crate::sessions::relay;
-use crate::sessions::{Closed, Command, SessionService, Sessions};
+use crate::sessions::{Closed, SessionService, Sessions};
 use crate::store::{Dialect, Store, StoreError, dialect, installation};
 use crate::uploads::Uploads;
 use crate::verification::Verification;
@@ -577,7 +577,7 @@ async fn listen(core: &Core, runs: &Runs, mail: &Notify) -> Result<(), StoreErro
 /// Ends when the coordinator stops and its agents have left or were told to.
 async fn drain(sessions: Arc<Sessions>, stop: CancellationToken) {
     stop.cancelled().await;
-    sessions.send_all(&Command::Reconnect { reason: "the coordinator stops".to_owned() });
+    sessions.move_all("the coordinator stops");
     if !sessions.deserted(LEAVE).await {
         sessions.close_all(&Closed::Stopping);
     }

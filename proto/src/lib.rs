@@ -12,8 +12,3 @@ pub mod format {
 pub mod v1 {
     tonic::include_proto!("sealift.v1");
 }
-
-/// The range of protocol versions this build speaks; [`v1::Hello`] carries it.
-pub const PROTOCOL_MIN: u32 = 1;
-/// The newest protocol version this build speaks.
-pub const PROTOCOL_MAX: u32 = 1;

@@ -22,6 +22,7 @@ pub struct Agent {
     user: Option<String>,
     wrapper: Vec<String>,
     variables: BTreeMap<String, String>,
+    program: &'static str,
 }
 
 impl Agent {
@@ -47,6 +48,17 @@ impl Agent {
             user,
             wrapper: Vec::new(),
             variables,
+            program: "sealift-agent",
+        }
+    }
+
+    /// From now on it is started as a build of before, which speaks up to this version of the protocol and can do only this;
+    /// `None`: as what it is.
+    pub fn set_build(&mut self, of_before: Option<(&str, &str)>) {
+        self.program = if of_before.is_some() { "sealift-agent-of-before" } else { "sealift-agent" };
+        if let Some((newest, can)) = of_before {
+            self.variables.insert("SPEAKS".to_owned(), newest.to_owned());
+            self.variables.insert("CAN".to_owned(), can.to_owned());
         }
     }
 
@@ -158,7 +170,7 @@ impl Agent {
 
     /// `sealift-agent` as this host runs it, without arguments.
     pub fn program(&self) -> Command {
-        let program = binary("sealift-agent");
+        let program = binary(self.program);
         let mut command = match (&self.user, self.wrapper.split_first()) {
             (Some(user), _) => guarded_unprivileged(program, user),
             (None, None) => guarded(program),

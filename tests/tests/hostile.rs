@@ -13,6 +13,7 @@ use sealift_common::format::manifest::{
 };
 use sealift_common::format::pack::{BackupKeys, PackMeta};
 use sealift_common::id::{AgentId, BackupId, Random, RepositoryId, RunId, SeriesId, Sha256};
+use sealift_common::protocol::Spoken;
 use sealift_common::tls;
 use sealift_proto::v1::agent_message::Message as Up;
 use sealift_proto::v1::backup_client::BackupClient;
@@ -55,13 +56,11 @@ impl Intruder {
         let sources =
             vec![v1::SourceInfo { name: "dump".into(), kind: "command".into(), ..Default::default() }];
         let hello = v1::Hello {
-            protocol_min: sealift_proto::PROTOCOL_MIN,
-            protocol_max: sealift_proto::PROTOCOL_MAX,
             instance_id: vec![7; 16],
             agent_version: "0.1.0".into(),
             host: "intruder".into(),
             sources: Some(v1::SourceList { sources }),
-            ..Default::default()
+            ..Spoken::of_this_build().hello()
         };
         outgoing.send(v1::AgentMessage { message: Some(Up::Hello(hello)) }).await.unwrap();
         let mut session = SessionClient::new(channel.clone());

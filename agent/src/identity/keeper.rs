@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
+use tonic::transport::Channel;
 use url::Url;
 
 use sealift_common::clock::Clock;
@@ -69,6 +70,19 @@ impl IdentityKeeper {
         let renewed = recover(&self.current(), coordinator, proxy, &self.clock).await?;
         tracing::info!(not_after = %renewed.not_after, "replaced the expired certificate");
         self.adopt(renewed)
+    }
+
+    /// Renews over `channel`, if it is time: for a host that gets no session.
+    ///
+    /// # Errors
+    /// [`CertificateError`].
+    pub async fn renew_if_due(&self, channel: Channel) -> Result<(), CertificateError> {
+        if !self.is_due() {
+            return Ok(());
+        }
+        let renewed = renew(&self.current(), channel, &self.clock).await?;
+        tracing::info!(not_after = %renewed.not_after, "renewed the certificate");
+        self.adopt(renewed).map(drop)
     }
 
     /// Renews whenever it is time. Never returns.

@@ -7,21 +7,24 @@
 //! not answer is passed over within a second, and only when none answers do the waits grow. All waits have full jitter, so
 //! that a fleet which lost one coordinator does not fall upon the next in one moment.
 //!
-//! To handle a new message of the coordinator: an arm in [`pump`]'s `receive`.
+//! To handle a new message of the coordinator: an arm in [`pump`]'s `receive`, and in [`speak`]'s `understood`.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
+use tonic::transport::Channel;
 use url::Url;
 
 use sealift_common::lifecycle::Lifecycle;
 
 use crate::agent::Agent;
 use crate::attempt::Attempts;
+use crate::service;
+use crate::source::whole_chain;
 use backoff::Backoff;
 use link::LinkOwner;
-use open::OpenSession;
+use open::{OpenError, OpenSession};
 use pump::Ended;
 
 pub mod backoff;
@@ -31,6 +34,7 @@ pub mod link;
 mod open;
 pub use open::host_name;
 mod pump;
+mod speak;
 
 /// The first wait after a lost session …
 const FIRST_WAIT: Duration = Duration::from_millis(500);
@@ -38,6 +42,10 @@ const FIRST_WAIT: Duration = Duration::from_millis(500);
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 /// The longest wait before the next coordinator of the list is tried.
 const NEXT_WAIT: Duration = Duration::from_secs(1);
+/// How long a build that is too old waits before it asks again: somebody has to upgrade it first.
+const UPGRADE_WAIT: Duration = Duration::from_secs(300);
+/// The least wait after a renewal that failed meanwhile.
+const RENEWAL_WAIT: Duration = Duration::from_secs(10);
 /// A session that held this long was a good one: the waits start anew.
 const GOOD: Duration = Duration::from_secs(30);
 
@@ -74,10 +82,15 @@ impl Keeper {
             let coordinator = self.coordinator();
             let wait = match self.open(&coordinator).await {
                 Ok(session) => self.hold(session, &coordinator).await,
-                Err(error) => {
+                Err(OpenError::Failed(error)) => {
                     let error = clock::hint(error, self.agent.clock.now());
                     tracing::warn!(%coordinator, error, "no session");
                     self.pass_over()
+                }
+                Err(OpenError::UpgradeRequired { said, channel }) => {
+                    tracing::error!(%coordinator, "{said}");
+                    service::status(&said);
+                    self.wait_for_upgrade(channel).await
                 }
             };
             let over = self.attempts.wait_stopped(&self.lifecycle);
@@ -87,13 +100,33 @@ impl Keeper {
 
     /// The next coordinator, and how long to wait before it is tried: not long while there is one that was not asked.
     fn pass_over(&mut self) -> Duration {
+        if self.turn_to_next() {
+            NEXT_WAIT.mul_f64(self.agent.random.fraction())
+        } else {
+            self.backoff.next_wait()
+        }
+    }
+
+    /// A build that is too old is not shut out for good: it keeps its certificate fresh until it is replaced by a newer one.
+    async fn wait_for_upgrade(&mut self, channel: Channel) -> Duration {
+        let mut least = Duration::from_secs(1);
+        if let Err(error) = self.agent.identity.renew_if_due(channel).await {
+            tracing::warn!(error = whole_chain(&error), "the certificate is not renewed yet");
+            least = RENEWAL_WAIT;
+        }
+        if self.turn_to_next() {
+            return NEXT_WAIT.mul_f64(self.agent.random.fraction());
+        }
+        let wait = UPGRADE_WAIT.mul_f64(0.5 + self.agent.random.fraction() / 2.0);
+        let renewal = self.agent.identity.current().renew_at().since(self.agent.clock.now());
+        wait.min(renewal).max(least)
+    }
+
+    /// Turns to the next coordinator; whether there is one that was not asked.
+    fn turn_to_next(&mut self) -> bool {
         self.next = self.next.wrapping_add(1);
         self.failed_in_a_row += 1;
-        if self.failed_in_a_row.is_multiple_of(self.agent.coordinators().len().max(1)) {
-            self.backoff.next_wait()
-        } else {
-            NEXT_WAIT.mul_f64(self.agent.random.fraction())
-        }
+        !self.failed_in_a_row.is_multiple_of(self.agent.coordinators().len().max(1))
     }
 
     fn is_over(&self) -> bool {
@@ -106,12 +139,12 @@ impl Keeper {
         all[self.next % all.len().max(1)].clone()
     }
 
-    async fn open(&mut self, coordinator: &Url) -> Result<OpenSession, String> {
+    async fn open(&mut self, coordinator: &Url) -> Result<OpenSession, OpenError> {
         self.sessions += 1;
         let opened = open::open(&self.agent, &self.attempts, coordinator, self.sessions);
         tokio::select! {
             opened = opened => opened,
-            () = self.lifecycle.hard.cancelled() => Err("the agent stops".to_owned()),
+            () = self.lifecycle.hard.cancelled() => Err("the agent stops".to_owned().into()),
         }
     }
 
@@ -124,7 +157,9 @@ impl Keeper {
             self.backoff.set_cap(session.reconnect_cap);
             self.failed_in_a_row = 0;
             self.owner.up(session.connection.clone());
-            tracing::info!(%coordinator, session = session.connection.number, "session is up");
+            let features = session.features;
+            tracing::info!(%coordinator, session = session.connection.number, %features, "session is up");
+            service::status(&format!("connected to {coordinator}"));
             let ended =
                 pump::pump(&mut session, &self.agent, &self.attempts, &self.lifecycle, &mut identity).await;
             if let Ended::Moves = ended {
@@ -133,7 +168,9 @@ impl Keeper {
                         session = moved;
                         continue;
                     }
-                    Err(error) => tracing::warn!(%coordinator, error, "cannot move to the new certificate"),
+                    Err(OpenError::Failed(error) | OpenError::UpgradeRequired { said: error, .. }) => {
+                        tracing::warn!(%coordinator, error, "cannot move to a new session");
+                    }
                 }
             }
             self.owner.down();

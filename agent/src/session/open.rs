@@ -4,16 +4,18 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::Streaming;
+use tonic::{Code, Streaming};
 use url::Url;
 
 use sealift_common::clock::UnixMillis;
+use sealift_common::protocol::{Agreed, Features, UPGRADE_REQUIRED};
 use sealift_common::proxy::Proxy;
 use sealift_common::tls;
+use sealift_proto::v1;
 use sealift_proto::v1::agent_message::Message as Up;
 use sealift_proto::v1::coordinator_message::Message as Down;
 use sealift_proto::v1::session_client::SessionClient;
-use sealift_proto::{PROTOCOL_MAX, PROTOCOL_MIN, v1};
+use tonic::transport::Channel;
 
 use super::clock;
 use super::error::describe;
@@ -34,6 +36,8 @@ const EXPIRED: &str = "CertificateExpired";
 pub struct OpenSession {
     /// For the rest of the agent.
     pub connection: Connection,
+    /// What both sides can do: nothing else is said.
+    pub features: Features,
     /// What comes down.
     pub incoming: Streaming<v1::CoordinatorMessage>,
     /// How often to say that we are alive.
@@ -44,16 +48,35 @@ pub struct OpenSession {
     pub certificate_until: UnixMillis,
 }
 
+/// Why there is no session.
+pub enum OpenError {
+    /// One line, for the log.
+    Failed(String),
+    /// This build is too old for the coordinator.
+    UpgradeRequired {
+        /// What the coordinator says.
+        said: String,
+        /// Good for a renewal of the certificate.
+        channel: Channel,
+    },
+}
+
+impl From<String> for OpenError {
+    fn from(line: String) -> Self {
+        Self::Failed(line)
+    }
+}
+
 /// Opens a session with `coordinator`. An expired certificate is replaced first.
 ///
 /// # Errors
-/// One line, for the log.
+/// [`OpenError`].
 pub async fn open(
     agent: &Agent,
     attempts: &Attempts,
     coordinator: &Url,
     number: u64,
-) -> Result<OpenSession, String> {
+) -> Result<OpenSession, OpenError> {
     let identity = agent.identity.current();
     let proxy = agent.proxy().map_err(|error| whole_chain(&error))?;
     let recover = || async {
@@ -65,7 +88,7 @@ pub async fn open(
     }
     match open_as(&identity, agent, attempts, coordinator, proxy.clone(), number).await {
         // This host's clock is late, and the coordinator's counts.
-        Err(error) if error.contains(EXPIRED) => {
+        Err(OpenError::Failed(error)) if error.contains(EXPIRED) => {
             let recovered = recover().await?;
             open_as(&recovered, agent, attempts, coordinator, proxy, number).await
         }
@@ -80,7 +103,7 @@ async fn open_as(
     coordinator: &Url,
     proxy: Option<Proxy>,
     number: u64,
-) -> Result<OpenSession, String> {
+) -> Result<OpenSession, OpenError> {
     let config =
         tls::client_config(&identity.ca, Some(&identity.tls())).map_err(|error| error.to_string())?;
     let channel = tls::channel_through(coordinator, config, proxy).map_err(|error| error.to_string())?;
@@ -90,23 +113,42 @@ async fn open_as(
     let hello = v1::AgentMessage { message: Some(Up::Hello(hello(agent, said.clone()))) };
     outgoing.try_send(hello).map_err(|_| "cannot queue the first message".to_owned())?;
     let mut client = SessionClient::new(channel.clone());
+    let refused = |status: tonic::Status| {
+        let too_old =
+            status.code() == Code::FailedPrecondition && status.message().starts_with(UPGRADE_REQUIRED);
+        match too_old {
+            true => {
+                OpenError::UpgradeRequired { said: status.message().to_owned(), channel: channel.clone() }
+            }
+            false => OpenError::Failed(describe(&status)),
+        }
+    };
     let opening = async {
-        let mut incoming =
-            client.open(ReceiverStream::new(waiting)).await.map_err(|status| describe(&status))?.into_inner();
-        match incoming.message().await.map_err(|status| describe(&status))?.and_then(|m| m.message) {
+        let mut incoming = client.open(ReceiverStream::new(waiting)).await.map_err(refused)?.into_inner();
+        match incoming.message().await.map_err(refused)?.and_then(|m| m.message) {
             Some(Down::Welcome(welcome)) => Ok((incoming, welcome)),
-            Some(_) => Err("the coordinator's first message is not a welcome".to_owned()),
-            None => Err("the coordinator closed the session".to_owned()),
+            Some(_) => Err(OpenError::Failed("the coordinator's first message is not a welcome".to_owned())),
+            None => Err(OpenError::Failed("the coordinator closed the session".to_owned())),
         }
     };
     let (incoming, welcome) = tokio::time::timeout(WELCOME_TIMEOUT, opening)
         .await
         .map_err(|_| format!("no welcome within {} s", WELCOME_TIMEOUT.as_secs()))??;
+    let agreed = Agreed::from(&welcome);
+    let speaks = &agent.speaks;
+    if agreed.version < speaks.least || agreed.version > speaks.newest {
+        let (version, (least, newest)) = (agreed.version, (speaks.least, speaks.newest));
+        return Err(format!(
+            "the coordinator wants protocol {version}, this agent speaks {least} to {newest}"
+        )
+        .into());
+    }
     warn_of_clock(agent, &welcome);
     attempts.welcomed(&said, &welcome.lost);
     let within = |ms: u32, least: u64, most: u64| Duration::from_millis(u64::from(ms).clamp(least, most));
     Ok(OpenSession {
         connection: Connection { number, channel, outgoing },
+        features: agreed.features.both(speaks.features),
         incoming,
         heartbeat: within(welcome.heartbeat_ms, 1_000, 60_000),
         reconnect_cap: within(welcome.reconnect_cap_ms, 1_000, 600_000),
@@ -116,9 +158,6 @@ async fn open_as(
 
 fn hello(agent: &Agent, attempts: Vec<v1::AttemptState>) -> v1::Hello {
     v1::Hello {
-        protocol_min: PROTOCOL_MIN,
-        protocol_max: PROTOCOL_MAX,
-        features: Vec::new(),
         instance_id: agent.instance.to_vec(),
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
         host: host_name(),
@@ -128,6 +167,7 @@ fn hello(agent: &Agent, attempts: Vec<v1::AttemptState>) -> v1::Hello {
         clock_ms: agent.clock.now().0,
         heads: agent.series_heads(),
         os: operating_system(),
+        ..agent.speaks.hello()
     }
 }
 

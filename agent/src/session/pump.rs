@@ -6,12 +6,14 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 
 use sealift_common::lifecycle::Lifecycle;
+use sealift_common::protocol::Feature;
 use sealift_proto::v1;
 use sealift_proto::v1::agent_message::Message as Up;
 use sealift_proto::v1::coordinator_message::Message as Down;
 
 use super::error::describe;
 use super::open::OpenSession;
+use super::speak::understood;
 use crate::agent::Agent;
 use crate::attempt::Attempts;
 use crate::identity::Identity;
@@ -30,7 +32,7 @@ pub enum Ended {
         /// Wait a random part of this.
         jitter: Duration,
     },
-    /// There is a new certificate, and now is a good time to use it.
+    /// There is a new certificate, and now is a good time to use it; or something that only Hello can say.
     Moves,
     /// It broke.
     Lost(String),
@@ -54,6 +56,7 @@ pub async fn pump(
             () = attempts.wait_stopped(lifecycle) => return Ended::Stopped,
             message = session.incoming.message() => match message {
                 Ok(Some(v1::CoordinatorMessage { message: Some(message) })) => {
+                    let Some(message) = understood(message, session.features) else { continue };
                     match receive(message, agent, attempts, &outgoing) {
                         Received::Nothing => continue,
                         Received::Answer(up) => *up,
@@ -73,7 +76,9 @@ pub async fn pump(
                 Up::Heartbeat(v1::Heartbeat { clock_ms: agent.clock.now().0 })
             }
             changed = config.changed() => match changed {
-                Ok(()) => Up::Sources(agent.source_list()),
+                Ok(()) if session.features.has(Feature::SourceList) => Up::Sources(agent.source_list()),
+                // The next Hello says it.
+                Ok(()) => return Ended::Moves,
                 Err(_) => return Ended::Stopped,
             },
         };

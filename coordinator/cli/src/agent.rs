@@ -141,6 +141,15 @@ struct View {
     labels: BTreeMap<String, String>,
     scope: String,
     version: String,
+    /// The newest version of the protocol that its build speaks.
+    protocol: Option<String>,
+    /// What its build can do …
+    features: Vec<String>,
+    /// … and what the coordinator can do, and it cannot.
+    lacks: Vec<String>,
+    /// current, behind or upgrade_required.
+    build: Option<String>,
+    upgrade_required: Option<String>,
     os: String,
     timezone: String,
     address: String,
@@ -172,6 +181,11 @@ impl From<&v1::Agent> for View {
             labels: agent.labels.clone().into_iter().collect(),
             scope: agent.scope.clone(),
             version: agent.version.clone(),
+            protocol: (!agent.protocol.is_empty()).then(|| agent.protocol.clone()),
+            features: agent.features.clone(),
+            lacks: agent.lacks.clone(),
+            build: (!agent.build.is_empty()).then(|| agent.build.clone()),
+            upgrade_required: rfc3339(agent.upgrade_required_ms),
             os: agent.os.clone(),
             timezone: agent.timezone.clone(),
             address: agent.address.clone(),
@@ -226,7 +240,7 @@ async fn list(app: &App, args: ListArgs) -> Result<Exit> {
                 view.sources.len().to_string(),
                 view.backups.to_string(),
                 ui::size(view.stored_bytes),
-                view.version.clone(),
+                view.version_line(),
                 ui::labels(&view.labels),
             ]
         },
@@ -262,7 +276,8 @@ fn lines(view: &View, now: UnixMillis) -> Vec<(&'static str, String)> {
         ("Address", view.address.clone()),
         ("Labels", ui::labels(&view.labels)),
         ("Scope", view.scope.clone()),
-        ("Version", view.version.clone()),
+        ("Version", view.version_line()),
+        ("Protocol", view.protocol_line()),
         ("System", view.os.clone()),
         ("Time zone", view.timezone.clone()),
         ("Enrolled", view.enrolled.clone().unwrap_or_default()),
@@ -277,6 +292,30 @@ fn lines(view: &View, now: UnixMillis) -> Vec<(&'static str, String)> {
 }
 
 impl View {
+    /// Says so where the build is not as good as the coordinator's.
+    fn version_line(&self) -> String {
+        match self.build.as_deref() {
+            None | Some("current") => self.version.clone(),
+            Some(build) => format!("{} ({build})", self.version),
+        }
+    }
+
+    fn protocol_line(&self) -> String {
+        let Some(protocol) = &self.protocol else { return String::new() };
+        let mut line = protocol.clone();
+        if !self.features.is_empty() {
+            line += &format!(": {}", self.features.join(", "));
+        }
+        if !self.lacks.is_empty() {
+            line += &format!("\nlacks {}: upgrade the agent", self.lacks.join(", "));
+        }
+        if let Some(since) = &self.upgrade_required {
+            line +=
+                &format!("\ntoo old for this coordinator: not served since {since}, until it is upgraded");
+        }
+        line
+    }
+
     fn state_line(&self) -> String {
         let more = match (&self.wanted_name, &self.keep_until, &self.state_reason) {
             (Some(wanted), ..) => {

@@ -118,6 +118,10 @@ struct View {
     agents: u32,
     agents_connected: u32,
     agents_silent: u32,
+    /// They work, but cannot do everything that the coordinator can.
+    agents_behind: u32,
+    /// They are too old to be served.
+    agents_upgrade_required: u32,
     sources: u32,
     sources_without_good_backup: u32,
     backups: u64,
@@ -169,6 +173,8 @@ impl From<v1::StatusReply> for View {
             agents: reply.agents,
             agents_connected: reply.agents_connected,
             agents_silent: reply.agents_silent,
+            agents_behind: reply.agents_behind,
+            agents_upgrade_required: reply.agents_upgrade_required,
             sources: reply.sources,
             sources_without_good_backup: reply.sources_without_good_backup,
             backups: reply.backups,
@@ -230,13 +236,7 @@ pub async fn run(app: &App, args: Args) -> Result<Exit> {
         let failures = view.recent_failures.iter().map(|run| run.line(now)).collect::<Vec<_>>().join("\n");
         vec![
             ("State", format!("{} (coordinator {})", view.state, view.version)),
-            (
-                "Hosts",
-                format!(
-                    "{}, {} connected, {} silent",
-                    view.agents, view.agents_connected, view.agents_silent
-                ),
-            ),
+            ("Hosts", hosts(view)),
             (
                 "Sources",
                 format!("{}, {} without a good backup", view.sources, view.sources_without_good_backup),
@@ -261,6 +261,20 @@ pub async fn run(app: &App, args: Args) -> Result<Exit> {
         ]
     })?;
     Ok(Exit::Done)
+}
+
+fn hosts(view: &View) -> String {
+    let mut text =
+        format!("{}, {} connected, {} silent", view.agents, view.agents_connected, view.agents_silent);
+    for (count, what) in [
+        (view.agents_behind, "with an agent that is behind this coordinator"),
+        (view.agents_upgrade_required, "with an agent that is too old"),
+    ] {
+        if count > 0 {
+            text += &format!(", {count} {what}");
+        }
+    }
+    text
 }
 
 fn running(view: &View) -> String {

@@ -56,6 +56,7 @@ impl From<RunError> for Status {
             RunError::Stale { .. }
             | RunError::Over { .. }
             | RunError::Illegal(_)
+            | RunError::Protocol(_)
             | RunError::NoTrustPolicy => Code::FailedPrecondition,
             RunError::Access(inner) => return access(inner, &error),
             RunError::Policy(_) | RunError::Store(_) => return internal(&error),
@@ -115,7 +116,7 @@ impl From<SeriesError> for Status {
         match error {
             E::NotFound { .. } => Self::not_found(error.to_string()),
             E::Ambiguous(_) => Self::invalid_argument(error.to_string()),
-            E::StillPresent { .. } | E::HasBackups { .. } | E::Busy(_) | E::Empty(_) => {
+            E::StillPresent { .. } | E::HasBackups { .. } | E::Busy(_) | E::Empty(_) | E::TooOld { .. } => {
                 Self::failed_precondition(error.to_string())
             }
             E::Identity(inner) => inner.into(),

@@ -15,7 +15,7 @@ use super::token::Token;
 use super::{Identities, IdentityError};
 use crate::audit::{Action, Details, OpContext, Operation};
 use crate::objects::{ObjectErrorKind, Put};
-use crate::store::agents::{self, AgentRow, AgentState};
+use crate::store::agents::{self, AgentRow, AgentState, SaidProtocol};
 use crate::store::tokens::{self, TokenRow};
 use crate::store::{Tx, trust};
 
@@ -401,6 +401,7 @@ async fn replace(
         enrolled: new.now,
         keep_until: None,
         key_epoch: before.key_epoch + 1,
+        protocol: SaidProtocol::default(),
         ..before.clone()
     };
     agents::replace_host(tx, &agent).await?;
@@ -442,6 +443,7 @@ async fn join(
         keep_until: None,
         clock_skew_ms: 0,
         key_epoch: 0,
+        protocol: SaidProtocol::default(),
     };
     agents::insert(tx, &agent).await?;
     Ok(agent)

@@ -19,7 +19,7 @@ use super::RecoveryError;
 use crate::audit::{Action, Details, OpContext, Outcome};
 use crate::core::Core;
 use crate::objects::{ObjectErrorKind, ObjectKey, ObjectStore, Put};
-use crate::sessions::{Command, Sessions};
+use crate::sessions::Sessions;
 use crate::store::generation::{self, GenerationRow};
 use crate::store::{StoreError, trust};
 
@@ -280,8 +280,7 @@ impl Generations {
             }
             let serving = self.core.standing.serving().is_ok();
             if serving && late {
-                let reason = "the coordinator is in step with the bucket again".to_owned();
-                sessions.send_all(&Command::Reconnect { reason });
+                sessions.move_all("the coordinator is in step with the bucket again");
             }
             late = !serving;
             let pause = if compared && serving { FOLLOW } else { RETRY };

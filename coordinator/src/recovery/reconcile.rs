@@ -36,7 +36,7 @@ use crate::objects::signing::MAX_MANIFEST;
 use crate::objects::{ByteRange, ObjectStore};
 use crate::runs::state::{AttemptEvent, AttemptState, RunState};
 use crate::runs::{Attempt, Report as AttemptReport, advance};
-use crate::store::agents::{self, AgentRow, AgentState};
+use crate::store::agents::{self, AgentRow, AgentState, SaidProtocol};
 use crate::store::backups::{self, AgentReport, BackupRow, BackupState, Keeping, Prepared};
 use crate::store::packs::{self, PackFacts, PackRow, PackState};
 use crate::store::runs::{self, RunRow};
@@ -832,6 +832,7 @@ pub async fn new_agent(
         keep_until: None,
         clock_skew_ms: 0,
         key_epoch: 0,
+        protocol: SaidProtocol::default(),
     };
     agents::insert(tx, &row).await?;
     Ok(row)

@@ -12,7 +12,7 @@ use super::reconcile::{Reconciler, Report};
 use super::{RecoveryError, State};
 use crate::audit::{Action, Details, OpContext, Outcome};
 use crate::core::Core;
-use crate::sessions::{Command, Sessions};
+use crate::sessions::Sessions;
 
 /// Backup and recovery of a coordinator that runs. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -64,8 +64,7 @@ impl RecoveryService {
         match &done {
             Ok(_) => {
                 // All of them say again what they have: series are found by it.
-                let reason = "the coordinator has recovered".to_owned();
-                self.sessions.send_all(&Command::Reconnect { reason });
+                self.sessions.move_all("the coordinator has recovered");
             }
             Err(error) => {
                 let said = Details::none().with("error", error.to_string());

@@ -15,6 +15,7 @@ pub use attempt::{Attempt, AttemptRef, Report, advance, ended_by_agent, fence};
 pub use service::{Progress, RunView, Runs};
 
 use sealift_common::clock::UnixMillis;
+use sealift_common::protocol::Disagreement;
 
 use crate::audit::{AccessError, OpError};
 use crate::policy::PolicyError;
@@ -57,6 +58,9 @@ pub enum RunError {
         /// When.
         ended: UnixMillis,
     },
+    /// An agent and a coordinator that do not understand each other.
+    #[error(transparent)]
+    Protocol(#[from] Disagreement),
     /// A move that the present state does not allow.
     #[error(transparent)]
     Illegal(#[from] state::IllegalMove),

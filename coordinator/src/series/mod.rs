@@ -6,6 +6,7 @@
 
 use futures::FutureExt as _;
 use sealift_common::name::{Name, SourceRef};
+use sealift_common::protocol::Feature;
 
 use crate::audit::{AccessError, Action, Details, OpContext, OpError};
 use crate::core::Core;
@@ -48,6 +49,14 @@ pub enum SeriesError {
     /// There is no epoch to leave.
     #[error("{0} has no backup yet: there is no epoch to leave")]
     Empty(String),
+    /// The host would not do it.
+    #[error("the agent of {agent} (version {version}) cannot start a new epoch: upgrade it first")]
+    TooOld {
+        /// Its name.
+        agent: String,
+        /// What it runs.
+        version: String,
+    },
     /// The agent.
     #[error(transparent)]
     Identity(#[from] IdentityError),
@@ -170,6 +179,13 @@ impl SeriesService {
             async move {
                 let before = find(tx, text).await?;
                 let row = &before.series;
+                // It would go on in the old one, and be refused.
+                let host = crate::store::agents::get(tx, row.agent).await?;
+                if let Some(host) = host
+                    && !host.protocol.may_do(Feature::LeaveEpoch)
+                {
+                    return Err(SeriesError::TooOld { agent: before.agent, version: host.version });
+                }
                 let leave = row
                     .epoch
                     .ok_or_else(|| SeriesError::Empty(format!("{}/{}", before.agent, row.source)))?;

@@ -9,6 +9,7 @@ use sealift_common::clock::UnixMillis;
 use sealift_common::crypto::EpochId;
 use sealift_common::id::{AgentId, InstanceId, SeriesId};
 use sealift_common::name::Name;
+use sealift_common::protocol::{Agreed, Feature, Spoken};
 
 use super::{SaidHead, SessionService};
 use crate::audit::{Action, Details, OpContext, Outcome};
@@ -17,7 +18,7 @@ use crate::recovery::names::PLACEHOLDER;
 use crate::runs::attempt::{Report, advance, ended_by_agent, find, lock_open};
 use crate::runs::state::{AttemptEvent, AttemptState};
 use crate::runs::{AttemptRef, RunError};
-use crate::store::agents::{self, AgentRow};
+use crate::store::agents::{self, AgentRow, SaidProtocol};
 use crate::store::sources::{self, SourceRow};
 use crate::store::{Tx, attempts, recovery};
 
@@ -36,6 +37,8 @@ pub struct Hello {
     pub instance: InstanceId,
     /// Its version.
     pub version: String,
+    /// What its build speaks.
+    pub speaks: Spoken,
     /// Its operating system.
     pub os: String,
     /// Its time zone.
@@ -102,11 +105,11 @@ pub struct Welcome {
 }
 
 impl SessionService {
-    /// Takes in what an agent says first.
+    /// Takes in what an agent says first, after it was agreed on what is spoken.
     ///
     /// # Errors
     /// Those of access and database.
-    pub async fn hello(&self, ctx: &OpContext, hello: &Hello) -> Result<Welcome, RunError> {
+    pub async fn hello(&self, ctx: &OpContext, hello: &Hello, agreed: &Agreed) -> Result<Welcome, RunError> {
         let operation = ctx.operation(Action::SessionOpen, ctx.actor(), Details::none());
         let address = ctx.address();
         self.core.standing.checked(CHECKED).await;
@@ -119,13 +122,15 @@ impl SessionService {
                     if self.core.standing.serving().is_ok() {
                         self.take_sources(tx, &row, &hello.sources).await?;
                     }
-                    let mut welcome = self.take_attempts(tx, ctx, agent, hello).await?;
+                    let mut welcome = self.take_attempts(tx, ctx, agent, hello, agreed).await?;
                     let ahead = ahead(tx, agent, &hello.heads).await?;
                     self.take_heads(tx, ctx, agent, &hello.heads).await?;
                     welcome.epoch = self.relay.opened(tx, agent).await?;
                     let said = Details::none()
                         .with("instance", hello.instance.to_string())
                         .with("version", row.version)
+                        .with("protocol", agreed.version.to_string())
+                        .with("features", agreed.features.to_string())
                         .with("sources", hello.sources.len());
                     ctx.record(tx, Action::SessionOpen, ctx.actor(), Outcome::Done, said).await?;
                     Ok::<_, RunError>((agent, welcome, ahead))
@@ -191,6 +196,8 @@ impl SessionService {
             recovery::rename_agent(tx, agent, &host).await?;
         }
         row.version = said(&hello.version);
+        let speaks = &hello.speaks;
+        row.protocol = SaidProtocol { newest: Some(speaks.newest), features: speaks.features, refused: None };
         row.os = said(&hello.os);
         row.timezone = said(&hello.timezone);
         row.address = address.map(|a| a.to_string()).unwrap_or_default();
@@ -248,6 +255,7 @@ impl SessionService {
         ctx: &OpContext,
         agent: AgentId,
         hello: &Hello,
+        agreed: &Agreed,
     ) -> Result<Welcome, RunError> {
         let now = self.core.clock.now();
         let (mut welcome, mut running) = (Welcome::default(), HashSet::new());
@@ -267,7 +275,9 @@ impl SessionService {
         for attempt in attempts::open_of_agent(tx, agent).await? {
             let Some(mut attempt) = lock_open(tx, &attempt).await? else { continue };
             let key = (attempt.run, attempt.number);
-            if running.contains(&key) {
+            // Only a spool lets an attempt outlive its process.
+            let same_process = attempt.instance.is_none_or(|instance| instance == hello.instance);
+            if running.contains(&key) && (same_process || agreed.features.has(Feature::Spool)) {
                 if attempt.state == AttemptState::Offered {
                     // It was accepted; the answer was lost with the session before.
                     attempt = advance(tx, now, &attempt, AttemptEvent::Accept, Report::default()).await?;
@@ -333,7 +343,8 @@ async fn ahead(tx: &mut Tx, agent: AgentId, heads: &[SaidHead]) -> Result<Vec<Sa
     Ok(ahead)
 }
 
-async fn known(tx: &mut Tx, agent: AgentId) -> Result<AgentRow, RunError> {
+/// The agent, which is locked until the transaction ends.
+pub(super) async fn known(tx: &mut Tx, agent: AgentId) -> Result<AgentRow, RunError> {
     let found = agents::lock(tx, agent).await?;
     found.ok_or_else(|| RunError::NotFound { what: format!("agent {agent}") })
 }

@@ -2,18 +2,20 @@
 //!
 //! [`registry`] knows who is connected and how to reach them; [`hello`] takes in what an agent says when it connects (its
 //! sources, the attempts it still works on); [`checks`] asks hosts to test their sources; [`relay`] reaches agents that are
-//! connected to other coordinators; [`presence`] keeps what the database says of coordinators and sessions true.
+//! connected to other coordinators; [`protocol`] agrees with each on what is spoken; [`presence`] keeps what the database says of coordinators and sessions true.
 
 pub mod checks;
 mod heads;
 pub mod hello;
 pub mod presence;
+mod protocol;
 pub mod registry;
 pub mod relay;
 
 use std::sync::Arc;
 
 use sealift_common::id::AgentId;
+use sealift_common::protocol::Spoken;
 
 pub use crate::config::SessionSettings;
 use crate::core::Core;
@@ -36,6 +38,7 @@ pub struct SessionService {
     pub(crate) presence: Presence,
     pub(crate) settings: SessionSettings,
     pub(crate) generations: Generations,
+    pub(crate) speaks: Spoken,
 }
 
 impl SessionService {
@@ -50,7 +53,8 @@ impl SessionService {
     ) -> Self {
         let relay = Relay::new(core.clone(), registry.clone());
         let presence = Presence::new(core.clone(), registry.clone(), address);
-        Self { core, runs, registry, relay, presence, settings, generations }
+        let speaks = Spoken::of_this_build();
+        Self { core, runs, registry, relay, presence, settings, generations, speaks }
     }
 
     /// Reaches agents wherever they are connected.

@@ -10,6 +10,7 @@ use sealift_common::clock::UnixMillis;
 use sealift_common::crypto::EpochId;
 use sealift_common::id::{AgentId, InstanceId, RequestId, SeriesId};
 use sealift_common::name::Name;
+use sealift_common::protocol::{Feature, Features};
 use tokio::sync::{mpsc, watch};
 
 use crate::runs::AttemptRef;
@@ -57,6 +58,25 @@ pub enum Command {
     },
 }
 
+impl Command {
+    /// As it is told to an agent that speaks so: without what it does not understand. `None` where that is all of it.
+    fn spoken_to(self, features: Features) -> Option<Self> {
+        match self {
+            Self::Offer { attempt, series, source, limits, trace_parent, leave_epoch } => Some(Self::Offer {
+                attempt,
+                series,
+                source,
+                limits: if features.has(Feature::Limits) { limits } else { OfferLimits::default() },
+                trace_parent,
+                leave_epoch: leave_epoch.filter(|_| features.has(Feature::LeaveEpoch)),
+            }),
+            Self::TestSource { .. } => features.has(Feature::SourceTest).then_some(self),
+            Self::Reconnect { .. } => features.has(Feature::Reconnect).then_some(self),
+            Self::Cancel { .. } => Some(self),
+        }
+    }
+}
+
 /// Why a session was closed from this side.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Closed {
@@ -68,6 +88,8 @@ pub enum Closed {
     Silent,
     /// Its queue ran full: it does not listen.
     Deaf,
+    /// It is to come back, and cannot be asked to.
+    Moved,
     /// The coordinator stops.
     Stopping,
 }
@@ -82,6 +104,8 @@ pub struct SessionEntry {
     pub instance: InstanceId,
     /// From where.
     pub address: SocketAddr,
+    /// What both sides can do.
+    features: Features,
     commands: mpsc::Sender<Command>,
     closed: watch::Sender<Option<Closed>>,
     heard: AtomicI64,
@@ -117,6 +141,7 @@ impl Sessions {
         agent: AgentId,
         epoch: u64,
         instance: InstanceId,
+        features: Features,
         address: SocketAddr,
         now: UnixMillis,
     ) -> SessionEnd {
@@ -124,7 +149,7 @@ impl Sessions {
         let (closed, closed_receiver) = watch::channel(None);
         let number = self.numbers.fetch_add(1, Ordering::Relaxed);
         let heard = AtomicI64::new(now.0);
-        let entry = SessionEntry { number, epoch, instance, address, commands, closed, heard };
+        let entry = SessionEntry { number, epoch, instance, address, features, commands, closed, heard };
         let mut sessions = self.lock();
         let older = match sessions.get(&agent) {
             Some(newer) if newer.epoch > epoch => Some(entry),
@@ -184,10 +209,12 @@ impl Sessions {
         here.len() + elsewhere.iter().filter(|agent| !here.contains_key(agent)).count()
     }
 
-    /// Tells an agent something. `false` where it is not connected here; an agent whose queue is full is disconnected.
+    /// Tells an agent something. `false` where it is not connected here, or does not speak of such things; an agent whose
+    /// queue is full is disconnected.
     pub fn send(&self, agent: AgentId, command: Command) -> bool {
         let mut sessions = self.lock();
         let Some(entry) = sessions.get(&agent) else { return false };
+        let Some(command) = command.spoken_to(entry.features) else { return false };
         match entry.commands.try_send(command) {
             Ok(()) => true,
             Err(_) => {
@@ -198,12 +225,20 @@ impl Sessions {
         }
     }
 
-    /// Tells everybody; used before a stop.
-    pub fn send_all(&self, command: &Command) {
-        for entry in self.lock().values() {
-            // A full queue means that the agent does not listen: it finds out when the connection ends.
-            let _ = entry.commands.try_send(command.clone());
-        }
+    /// Everybody is to come back, here or elsewhere: who can be asked is asked, the others' sessions are closed.
+    pub fn move_all(&self, reason: &str) {
+        let command = Command::Reconnect { reason: reason.to_owned() };
+        self.lock().retain(|_, entry| match command.clone().spoken_to(entry.features) {
+            Some(command) => {
+                // A full queue means that the agent does not listen: it finds out when the connection ends.
+                let _ = entry.commands.try_send(command);
+                true
+            }
+            None => {
+                entry.closed.send_replace(Some(Closed::Moved));
+                false
+            }
+        });
     }
 
     /// Waits until nobody is connected any more; `false` where somebody still is after `patience`.
@@ -254,11 +289,58 @@ impl Sessions {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use sealift_common::id::Random;
+    use sealift_common::id::{Random, RunId};
 
     fn open(sessions: &Sessions, agent: AgentId, epoch: u64) -> SessionEnd {
         let instance = InstanceId::generate(&Random::from_seed(1));
-        sessions.open(agent, epoch, instance, "127.0.0.1:1".parse().unwrap(), UnixMillis(0))
+        let address = "127.0.0.1:1".parse().unwrap();
+        sessions.open(agent, epoch, instance, Features::all(), address, UnixMillis(0))
+    }
+
+    fn offer() -> Command {
+        Command::Offer {
+            attempt: AttemptRef { run: RunId::from_bytes([1; 16]), number: 1, generation: 1, epoch: 1 },
+            series: SeriesId::from_bytes([1; 16]),
+            source: "db".parse().unwrap(),
+            limits: OfferLimits { bandwidth: Some(7), ..OfferLimits::default() },
+            trace_parent: "t".to_owned(),
+            leave_epoch: Some(EpochId::try_from(&[1; 16][..]).unwrap()),
+        }
+    }
+
+    #[test]
+    fn an_agent_is_told_only_what_it_understands() {
+        let reason = || "test".to_owned();
+        let test = Command::TestSource { request: RequestId::from_bytes([1; 16]), source: None };
+        let Command::Offer { attempt, .. } = offer() else { unreachable!() };
+        let cancel = Command::Cancel { attempt, reason: reason() };
+        for command in [offer(), cancel.clone(), test.clone(), Command::Reconnect { reason: reason() }] {
+            assert_eq!(command.clone().spoken_to(Features::all()), Some(command));
+        }
+        assert_eq!(cancel.clone().spoken_to(Features::NONE), Some(cancel));
+        assert_eq!(test.spoken_to(Features::NONE), None);
+        assert_eq!(Command::Reconnect { reason: reason() }.spoken_to(Features::NONE), None);
+        let Some(Command::Offer { limits, leave_epoch, trace_parent, .. }) =
+            offer().spoken_to(Features::NONE)
+        else {
+            panic!("every agent takes offers")
+        };
+        assert_eq!((limits, leave_epoch, trace_parent.as_str()), (OfferLimits::default(), None, "t"));
+    }
+
+    #[test]
+    fn who_cannot_be_asked_to_move_is_made_to() {
+        let (sessions, agent) = (Sessions::default(), |n| AgentId::from_bytes([n; 16]));
+        let mut asked = open(&sessions, agent(1), 1);
+        let (instance, address) = (InstanceId::from_bytes([1; 16]), "127.0.0.1:1".parse().unwrap());
+        let closed = sessions.open(agent(2), 1, instance, Features::NONE, address, UnixMillis(0));
+        sessions.move_all("test");
+        assert_eq!(asked.commands.try_recv(), Ok(Command::Reconnect { reason: "test".to_owned() }));
+        assert_eq!(
+            (asked.closed.borrow().clone(), closed.closed.borrow().clone()),
+            (None, Some(Closed::Moved))
+        );
+        assert!(sessions.is_connected(agent(1)) && !sessions.is_connected(agent(2)));
     }
 
     #[test]

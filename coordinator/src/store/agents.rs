@@ -7,11 +7,12 @@ use sealift_common::clock::UnixMillis;
 use sealift_common::crypto::VerifyingKey;
 use sealift_common::id::{AgentId, Sha256};
 use sealift_common::name::{Labels, Name};
+use sealift_common::protocol::{Currency, Feature, Features, Spoken, Version};
 use sealift_common::selector::Selector;
 use sqlx::{AssertSqlSafe, Row as _};
 
 use super::select::Select;
-use super::{Row, StoreError, Tx, bytes, failed, json, locking, number, text, time};
+use super::{Row, StoreError, Tx, bytes, failed, json, locking, number, optional_text, text, time};
 
 /// Ids asked for in one query.
 const IDS_PER_QUERY: usize = 500;
@@ -65,6 +66,32 @@ impl fmt::Display for AgentState {
     }
 }
 
+/// What the build on a host speaks, as it said last.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct SaidProtocol {
+    /// The newest version; `None` before the first Hello.
+    pub newest: Option<Version>,
+    /// What it can do, of what this coordinator knows.
+    pub features: Features,
+    /// Since when it is not served, where it is too old.
+    pub refused: Option<UnixMillis>,
+}
+
+impl SaidProtocol {
+    /// Whether it can do this, as far as is known.
+    pub fn may_do(&self, feature: Feature) -> bool {
+        self.newest.is_none() || self.features.has(feature)
+    }
+
+    /// Whether it is as good as this coordinator's; `None` while that is not known.
+    pub fn currency(&self, here: &Spoken) -> Option<Currency> {
+        match self.refused {
+            Some(_) => Some(Currency::TooOld),
+            None => self.newest.map(|newest| here.currency(newest, self.features)),
+        }
+    }
+}
+
 /// One agent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AgentRow {
@@ -110,6 +137,17 @@ pub struct AgentRow {
     pub clock_skew_ms: i64,
     /// How often its host was replaced; certificates of earlier hosts are refused.
     pub key_epoch: u32,
+    /// What its build speaks.
+    pub protocol: SaidProtocol,
+}
+
+pub(super) fn decode_protocol(row: &Row) -> Result<SaidProtocol, sqlx::Error> {
+    let features: String = row.try_get("features")?;
+    Ok(SaidProtocol {
+        newest: optional_text(row, "protocol")?,
+        features: Features::known(features.split(' ')),
+        refused: time(row, "upgrade_required_ms")?,
+    })
 }
 
 pub(super) fn decode(row: Row) -> Result<AgentRow, sqlx::Error> {
@@ -135,6 +173,7 @@ pub(super) fn decode(row: Row) -> Result<AgentRow, sqlx::Error> {
         keep_until: time(&row, "keep_until_ms")?,
         clock_skew_ms: row.try_get("clock_skew_ms")?,
         key_epoch: number(&row, "key_epoch")?,
+        protocol: decode_protocol(&row)?,
     })
 }
 
@@ -181,7 +220,8 @@ pub async fn update(tx: &mut Tx, agent: &AgentRow) -> Result<(), StoreError> {
     sqlx::query(
         "UPDATE agents SET state = $2, state_reason = $3, labels = $4, tls_key_sha256 = $5, version = $6, os = $7,
                 timezone = $8, address = $9, last_seen_ms = $10, certificate_expires_ms = $11, wanted_name = $12,
-                keep_until_ms = $13, clock_skew_ms = $14 WHERE id = $1",
+                keep_until_ms = $13, clock_skew_ms = $14, protocol = $15, features = $16, upgrade_required_ms = $17
+         WHERE id = $1",
     )
     .bind(agent.id.to_string())
     .bind(agent.state.as_str())
@@ -197,6 +237,9 @@ pub async fn update(tx: &mut Tx, agent: &AgentRow) -> Result<(), StoreError> {
     .bind(&agent.wanted_name)
     .bind(agent.keep_until.map(|t| t.0))
     .bind(agent.clock_skew_ms)
+    .bind(agent.protocol.newest.map(|version| version.to_string()))
+    .bind(agent.protocol.features.to_string())
+    .bind(agent.protocol.refused.map(|t| t.0))
     .execute(tx)
     .await
     .map_err(failed("update an agent"))?;

@@ -1,5 +1,6 @@
 //! Numbers about the whole fleet.
 
+use super::agents::{SaidProtocol, decode_protocol};
 use super::select::Select;
 use super::{Row, StoreError, Tx, number};
 
@@ -58,4 +59,19 @@ pub async fn counts(tx: &mut Tx) -> Result<FleetCounts, StoreError> {
         })
     });
     Ok(rows.await?.into_iter().next().unwrap_or_default())
+}
+
+/// What active agents speak, and how many speak it.
+///
+/// # Errors
+/// The database's own.
+pub async fn protocols(tx: &mut Tx) -> Result<Vec<(SaidProtocol, u32)>, StoreError> {
+    // Whether it was refused counts here, not since when.
+    let select = Select::new(
+        "SELECT protocol, features, CAST(CASE WHEN upgrade_required_ms IS NULL THEN NULL ELSE 1 END AS BIGINT) AS upgrade_required_ms,
+                COUNT(*) AS agents
+         FROM agents WHERE state = 'active' GROUP BY 1, 2, 3",
+    );
+    let row = |row: Row| Ok((decode_protocol(&row)?, number(&row, "agents")?));
+    select.fetch(tx, "count what agents speak", row).await
 }

@@ -8,6 +8,7 @@ use sealift_common::crypto::trust::RuleRecipient;
 use sealift_common::crypto::{AgentKeyObject, Rule, SigningKey, TrustObject, TrustPolicy, key_file};
 use sealift_common::id::{AgentId, InstanceId, Random, Sha256};
 use sealift_common::lifecycle::Lifecycle;
+use sealift_common::protocol::Spoken;
 use sealift_common::tls::{self, Identity};
 use sealift_coordinator::app::{Coordinator, Listeners};
 use sealift_coordinator::config::dev::{DevDir, DevListen, loopback};
@@ -288,9 +289,15 @@ impl Host {
             detail: "/srv".to_owned(),
             ..Default::default()
         };
+        // A build as new as the coordinator's, unless another is asked for.
+        let said = hello.protocol_max != 0;
+        let speaks = if said { Spoken::from(&hello) } else { Spoken::of_this_build() }.hello();
         let hello = v1::Hello {
-            protocol_min: 1,
-            protocol_max: 1,
+            protocol_min: speaks.protocol_min,
+            protocol_min_minor: speaks.protocol_min_minor,
+            protocol_max: speaks.protocol_max,
+            protocol_max_minor: speaks.protocol_max_minor,
+            features: speaks.features,
             instance_id: InstanceId::generate(&Random::from_os()).to_vec(),
             agent_version: "0.1.0".to_owned(),
             sources: Some(v1::SourceList { sources: sources.iter().map(source).collect() }),

@@ -124,6 +124,70 @@ async fn what_is_no_hello_or_of_another_age_is_refused(on: Database) {
     server.stop().await;
 }
 
+async fn an_agent_that_speaks_less_is_asked_for_no_more(on: Database) {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start_on(&on, dir.path()).await;
+    let host = server.enrolled("store-1").await;
+    let hello = v1::Hello { protocol_min: 1, protocol_max: 1, ..Default::default() };
+    let mut session = host.connect_saying(&server, &["db"], hello).await.unwrap();
+    assert_eq!((session.welcome.protocol, session.welcome.protocol_minor), (1, 0));
+    assert!(session.welcome.features.is_empty());
+    let mut agents = AgentAdminClient::new(server.admin());
+    let request = v1::TestSourcesRequest { source: "store-1/db".into(), ..Default::default() };
+    let mut answers = agents.test_sources(request).await.unwrap().into_inner();
+    let answer = answers.message().await.unwrap().unwrap();
+    assert!(answer.error.contains("upgrade it"), "{answer:?}");
+    let shown = agents.get_agent(v1::GetAgentRequest { agent: "store-1".into() }).await.unwrap().into_inner();
+    assert_eq!((shown.protocol.as_str(), shown.build.as_str()), ("1.0", "behind"));
+    assert!(shown.features.is_empty() && shown.lacks.contains(&"reconnect".to_owned()), "{:?}", shown.lacks);
+
+    // The coordinator stops: it is not asked to move, its session ends.
+    let (stopped, ended) = tokio::join!(server.stop(), session.next());
+    assert_eq!((stopped, ended.unwrap_err().code()), ((), Code::Unavailable));
+}
+
+async fn an_agent_that_is_too_old_is_told_so_and_may_still_renew(on: Database) {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start_on(&on, dir.path()).await;
+    let mut host = server.enrolled("store-1").await;
+    let mut agents = AgentAdminClient::new(server.admin());
+    let show = || v1::GetAgentRequest { agent: "store-1".into() };
+    for _ in 0..2 {
+        server.clock.advance(Duration::from_secs(60));
+        let hello =
+            v1::Hello { protocol_max: 0, protocol_max_minor: 9, protocol_min_minor: 2, ..Default::default() };
+        let stream = tokio_stream::iter([v1::AgentMessage { message: Some(FromAgent::Hello(hello)) }]);
+        let mut client = v1::session_client::SessionClient::new(host.channel(&server));
+        let refused = client.open(stream).await.unwrap_err();
+        assert_eq!(refused.code(), Code::FailedPrecondition);
+        assert!(
+            refused.message().starts_with("upgrade_required: this agent speaks protocol 0.9"),
+            "{refused}"
+        );
+    }
+    let shown = agents.get_agent(show()).await.unwrap().into_inner();
+    assert_eq!((shown.protocol.as_str(), shown.build.as_str()), ("0.9", "upgrade_required"));
+    assert_eq!(shown.upgrade_required_ms, server.clock.now().0 - 60_000, "since the first time");
+    assert_eq!(server.outcomes("session.open").await, ["refused"], "once, however often it asks");
+    let mut fleet = v1::fleet_admin_client::FleetAdminClient::new(server.admin());
+    let status = fleet.status(v1::StatusRequest {}).await.unwrap().into_inner();
+    assert_eq!((status.agents_behind, status.agents_upgrade_required), (0, 1));
+
+    let mut certificates = v1::certificates_client::CertificatesClient::new(host.channel(&server));
+    let renewed = certificates.renew(v1::RenewRequest { csr_der: host.csr() }).await.unwrap().into_inner();
+    assert!(renewed.not_after_ms > shown.certificate_expires_ms);
+    host.adopt(&renewed);
+    let _session = host.connect(&server, &["db"]).await;
+    let shown = agents.get_agent(show()).await.unwrap().into_inner();
+    assert_eq!((shown.build.as_str(), shown.upgrade_required_ms), ("current", 0));
+
+    // Agents that went before their coordinator.
+    let hello = v1::Hello { protocol_min: 7, protocol_max: 9, ..Default::default() };
+    let refused = host.connect_saying(&server, &["db"], hello).await.err().unwrap();
+    assert!(refused.message().contains("upgrade the coordinator"), "{refused}");
+    server.stop().await;
+}
+
 async fn a_host_that_remembers_a_newer_backup_is_a_witness(on: Database) {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start_on(&on, dir.path()).await;
@@ -164,5 +228,7 @@ on_both_databases!(
     a_revoked_agent_is_out_at_once_and_for_good,
     a_source_keeps_its_series_and_labels_come_from_admins_only,
     a_host_that_remembers_a_newer_backup_is_a_witness,
+    an_agent_that_speaks_less_is_asked_for_no_more,
+    an_agent_that_is_too_old_is_told_so_and_may_still_renew,
     what_is_no_hello_or_of_another_age_is_refused,
 );

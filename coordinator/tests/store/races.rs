@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use sealift_common::id::{InstanceId, RunId};
+use sealift_common::protocol::Features;
 use sealift_coordinator::backups::BackupError;
 use sealift_coordinator::runs::state::{AttemptState, RunState};
 use sealift_coordinator::runs::{Report, RunError, Runs};
@@ -25,7 +26,8 @@ fn coordinator(
     let sessions = Arc::new(Sessions::default());
     let open = |agent: &&Agent| {
         let instance = InstanceId::generate(&world.core.random);
-        sessions.open(agent.id, 1, instance, "127.0.0.1:1".parse().unwrap(), world.clock.now())
+        let (features, address) = (Features::all(), "127.0.0.1:1".parse().unwrap());
+        sessions.open(agent.id, 1, instance, features, address, world.clock.now())
     };
     let ends = agents.iter().map(open).collect();
     (Runs::new(world.core.clone(), sessions, Duration::from_secs(120)), ends)

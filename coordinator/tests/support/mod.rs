@@ -31,7 +31,7 @@ use sealift_coordinator::retention::Retention;
 use sealift_coordinator::retention::rules::RetentionRules;
 use sealift_coordinator::runs::state::{AttemptState, RunState};
 use sealift_coordinator::runs::{Attempt, AttemptRef, Runs};
-use sealift_coordinator::store::agents::{AgentRow, AgentState};
+use sealift_coordinator::store::agents::{AgentRow, AgentState, SaidProtocol};
 use sealift_coordinator::store::audit::EventRow;
 use sealift_coordinator::store::backups::AgentReport;
 use sealift_coordinator::store::lists::Paging;
@@ -241,6 +241,7 @@ impl World {
             keep_until: None,
             clock_skew_ms: 0,
             key_epoch: 0,
+            protocol: SaidProtocol::default(),
         };
         let source = SourceRow {
             agent: row.id,

@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 
 use sealift_common::clock::Clock;
 use sealift_common::id::{InstanceId, Random};
+use sealift_common::protocol::Spoken;
+use sealift_proto::v1;
 use sealift_proto::v1::agent_message::Message as Up;
 use sealift_proto::v1::coordinator_message::Message as Down;
 use sealift_proto::v1::session_client::SessionClient;
-use sealift_proto::{PROTOCOL_MAX, PROTOCOL_MIN, v1};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -125,9 +126,6 @@ fn hello(host: &Host, instance: InstanceId) -> v1::Hello {
         ..Default::default()
     };
     v1::Hello {
-        protocol_min: PROTOCOL_MIN,
-        protocol_max: PROTOCOL_MAX,
-        features: Vec::new(),
         instance_id: instance.to_vec(),
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
         host: host.name().to_owned(),
@@ -137,6 +135,7 @@ fn hello(host: &Host, instance: InstanceId) -> v1::Hello {
         clock_ms: Clock::system().now().0,
         heads: Vec::new(),
         os: "simulated".to_owned(),
+        ..Spoken::of_this_build().hello()
     }
 }
 

@@ -8,6 +8,7 @@ use futures::{Stream, StreamExt as _};
 use sealift_common::clock::UnixMillis;
 use sealift_common::id::{AgentId, RequestId};
 use sealift_common::name::Name;
+use sealift_common::protocol::{Currency, Feature, Features};
 use sealift_common::selector::Selector;
 use sealift_proto::v1;
 use sealift_proto::v1::agent_admin_server::AgentAdmin;
@@ -66,6 +67,8 @@ impl AgentApi {
             AgentState::Active if !connected => "silent",
             state => state.as_str(),
         };
+        let (here, currency) = (self.sessions.speaks(), row.protocol.currency(self.sessions.speaks()));
+        let lacks = currency.map_or(Features::NONE, |_| here.features.without(row.protocol.features));
         v1::Agent {
             id: row.id.to_string(),
             name: row.name.to_string(),
@@ -85,6 +88,11 @@ impl AgentApi {
             state_reason: row.state_reason.clone(),
             keep_until_ms: row.keep_until.map_or(0, |at| at.0),
             clock_skew_ms: row.clock_skew_ms,
+            protocol: row.protocol.newest.map(|version| version.to_string()).unwrap_or_default(),
+            features: row.protocol.features.names(),
+            build: currency.map_or("", Currency::as_str).to_owned(),
+            lacks: lacks.names(),
+            upgrade_required_ms: row.protocol.refused.map_or(0, |at| at.0),
             stored_bytes: sources.iter().map(|source| source.stored_bytes).sum(),
             backups: sources.iter().map(|source| source.backups).sum(),
             sources,
@@ -352,6 +360,13 @@ impl AgentApi {
         let name = agent.name.to_string();
         let problem =
             |error: &str| v1::TestSourcesReply { agent: name.clone(), check: None, error: error.to_owned() };
+        if !agent.protocol.may_do(Feature::SourceTest) {
+            let version = &agent.version;
+            let error = format!("its agent (version {version}) cannot test sources when asked: upgrade it");
+            // Whoever asked is gone: nobody to tell.
+            let _ = out.send(Ok(problem(&error))).await;
+            return;
+        }
         let mut answers = match self.checks.ask(self.sessions.relay(), agent.id, request, source).await {
             Ok(Some(answers)) => answers,
             outcome => {

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use sealift_common::clock::UnixMillis;
 use sealift_common::name::Name;
+use sealift_common::protocol::{Currency, UPGRADE_REQUIRED};
 use sealift_proto::v1;
 use sealift_proto::v1::fleet_admin_server::FleetAdmin;
 use tonic::{Request, Response, Status};
@@ -74,6 +75,19 @@ impl FleetApi {
                 })
                 .collect(),
         }
+    }
+
+    /// How many agents work but cannot do everything, and how many are too old.
+    async fn outdated(&self, tx: &mut Tx) -> Result<(u32, u32), StoreError> {
+        let (mut behind, mut too_old) = (0, 0);
+        for (protocol, agents) in fleet::protocols(tx).await? {
+            match protocol.currency(self.sessions.speaks()) {
+                Some(Currency::Behind) => behind += agents,
+                Some(Currency::TooOld) => too_old += agents,
+                Some(Currency::Current) | None => {}
+            }
+        }
+        Ok((behind, too_old))
     }
 
     async fn failures(&self, tx: &mut Tx) -> Result<Vec<v1::Run>, Status> {
@@ -201,6 +215,13 @@ impl FleetAdmin for FleetApi {
             warnings.insert(0, error.to_string());
         }
         warnings.extend(troubles(&mut conn).await?);
+        let (behind, too_old) = self.outdated(&mut conn).await?;
+        if too_old > 0 {
+            warnings.push(format!(
+                "the agents of {too_old} hosts are too old for this coordinator, and nothing is backed up there: install newer ones \
+                 (sealift agent list shows {UPGRADE_REQUIRED})"
+            ));
+        }
         let now = self.core.clock.now();
         let (without_policy, overdue) = source_policies::counts(&mut conn, now).await?;
         let bare = source_policies::without_policy(&mut conn, NAMED).await?;
@@ -213,6 +234,8 @@ impl FleetAdmin for FleetApi {
             overdue: named(late.iter().map(|row| (&row.agent_name, &row.source))),
             pauses: pauses.iter().map(|pause| pause.to_string()).collect(),
             dispatch_held: self.runs.is_held(),
+            agents_behind: behind,
+            agents_upgrade_required: too_old,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             agents: counts.agents,
             agents_connected: connected,

@@ -6,10 +6,11 @@ use std::time::Duration;
 use futures::Stream;
 use sealift_common::clock::UnixMillis;
 use sealift_common::id::{AgentId, RequestId};
+use sealift_common::protocol::Spoken;
+use sealift_proto::v1;
 use sealift_proto::v1::agent_message::Message as FromAgent;
 use sealift_proto::v1::coordinator_message::Message as ToAgent;
 use sealift_proto::v1::session_server::Session;
-use sealift_proto::{PROTOCOL_MAX, PROTOCOL_MIN, v1};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -65,20 +66,22 @@ impl Session for SessionApi {
             return Err(Status::internal("a session without an address"));
         };
         let mut incoming = request.into_inner();
-        let hello = self.gate.read(&ctx, Action::SessionOpen, first(&mut incoming).await).await?;
-        let welcome = self.sessions.hello(&ctx, &hello).await?;
+        let wire = self.gate.read(&ctx, Action::SessionOpen, first(&mut incoming).await).await?;
+        let agreed = self.sessions.agree(&ctx, &wire.agent_version, &Spoken::from(&wire)).await?;
+        let hello = self.gate.read(&ctx, Action::SessionOpen, parse_hello(wire)).await?;
+        let welcome = self.sessions.hello(&ctx, &hello, &agreed).await?;
 
         let (outgoing, receiver) = mpsc::channel(QUEUE);
         let now = self.sessions.core.clock.now();
-        let end = self.sessions.registry.open(agent, welcome.epoch, hello.instance, address, now);
+        let (instance, features) = (hello.instance, agreed.features);
+        let end = self.sessions.registry.open(agent, welcome.epoch, instance, features, address, now);
         let reply = v1::Welcome {
-            protocol: PROTOCOL_MAX,
-            features: Vec::new(),
             clock_ms: now.0,
             heartbeat_ms: millis(self.sessions.settings.heartbeat),
             reconnect_cap_ms: millis(self.sessions.settings.reconnect_cap),
             lost: welcome.lost.iter().map(convert::attempt_ref_to_wire).collect(),
             certificate_renew_after_ms: now.plus(self.identities.settings().agent_life.mul_f64(RENEW_AT)).0,
+            ..agreed.welcome()
         };
         let mut greetings = vec![ToAgent::Welcome(reply)];
         greetings.extend(welcome.cancelling.into_iter().map(|attempt| {
@@ -87,7 +90,8 @@ impl Session for SessionApi {
                 reason: "the run was cancelled while this host was away".to_owned(),
             })
         }));
-        tracing::info!(%agent, %address, version = hello.version, "an agent has connected");
+        let protocol = agreed.version;
+        tracing::info!(%agent, %address, version = hello.version, %protocol, "an agent has connected");
         let session = Live { api: self.clone(), ctx, agent, epoch: welcome.epoch, outgoing };
         tokio::spawn(session.serve(incoming, end, greetings));
         // What may have waited for this agent.
@@ -100,23 +104,18 @@ fn millis(duration: Duration) -> u32 {
     u32::try_from(duration.as_millis()).unwrap_or(u32::MAX)
 }
 
-async fn first(incoming: &mut Streaming<v1::AgentMessage>) -> Result<Hello, Status> {
+async fn first(incoming: &mut Streaming<v1::AgentMessage>) -> Result<v1::Hello, Status> {
     let silent = |_| Status::deadline_exceeded("the first message must be Hello, within 10 s");
     let message = tokio::time::timeout(HELLO_TIMEOUT, incoming.message()).await.map_err(silent)??;
     match message.and_then(|m| m.message) {
-        Some(FromAgent::Hello(hello)) => parse_hello(hello),
+        Some(FromAgent::Hello(hello)) => Ok(hello),
         _ => Err(Status::invalid_argument("the first message must be Hello")),
     }
 }
 
 #[allow(clippy::result_large_err)]
 fn parse_hello(hello: v1::Hello) -> Result<Hello, Status> {
-    if hello.protocol_max < PROTOCOL_MIN || hello.protocol_min > PROTOCOL_MAX {
-        return Err(Status::failed_precondition(format!(
-            "upgrade_required: this coordinator speaks protocol {PROTOCOL_MIN} to {PROTOCOL_MAX}, the agent {} to {}",
-            hello.protocol_min, hello.protocol_max
-        )));
-    }
+    let speaks = Spoken::from(&hello);
     let attempt = |said: v1::AttemptState| {
         let ended = match said.phase() {
             v1::AttemptPhase::Running => None,
@@ -139,6 +138,7 @@ fn parse_hello(hello: v1::Hello) -> Result<Hello, Status> {
     Ok(Hello {
         instance: convert::bytes("instance_id", &hello.instance_id)?,
         version: hello.agent_version,
+        speaks,
         os: hello.os,
         timezone: hello.timezone,
         clock: (hello.clock_ms != 0).then_some(UnixMillis(hello.clock_ms)),
@@ -325,6 +325,7 @@ fn closed(end: &SessionEnd) -> Option<Status> {
         Some(Closed::Revoked) => Status::permission_denied("this agent was revoked"),
         Some(Closed::Silent) => Status::deadline_exceeded("nothing was heard of the agent for too long"),
         Some(Closed::Deaf) => Status::resource_exhausted("the agent does not take what it is sent"),
+        Some(Closed::Moved) => Status::unavailable("the coordinator asks you to come back"),
         Some(Closed::Stopping) | None => Status::unavailable("the coordinator stops; try again"),
     })
 }
