@@ -130,6 +130,11 @@ impl Line {
     pub fn cut(&self) {
         self.server.cut.send_replace(true);
     }
+
+    /// Mends it: new connections pass again.
+    pub fn mend(&self) {
+        self.server.cut.send_replace(false);
+    }
 }
 
 async fn carry(near: TcpStream, port: u16, pace: Arc<Pace>) -> std::io::Result<()> {

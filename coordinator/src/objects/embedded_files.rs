@@ -47,6 +47,14 @@ macro_rules! serve {
                 self.files.$operation(req).await
             })*
 
+            /// s3s-fs would make the bucket anew where its folder was moved away, and take what is written for stored.
+            async fn put_object(&self, req: S3Request<PutObjectInput>) -> S3Result<S3Response<PutObjectOutput>> {
+                if !self.root.join(&req.input.bucket).is_dir() {
+                    return Err(s3_error!(NoSuchBucket));
+                }
+                self.files.put_object(req).await
+            }
+
             async fn get_object(&self, req: S3Request<GetObjectInput>) -> S3Result<S3Response<GetObjectOutput>> {
                 let path = Path::new(&req.input.bucket).join(&req.input.key);
                 // s3s-fs has resolved the same path below its root, or refused it, before this one is opened.
@@ -67,7 +75,6 @@ serve! {
     head_bucket: HeadBucketInput => HeadBucketOutput,
     list_buckets: ListBucketsInput => ListBucketsOutput,
     get_bucket_location: GetBucketLocationInput => GetBucketLocationOutput,
-    put_object: PutObjectInput => PutObjectOutput,
     head_object: HeadObjectInput => HeadObjectOutput,
     delete_object: DeleteObjectInput => DeleteObjectOutput,
     delete_objects: DeleteObjectsInput => DeleteObjectsOutput,

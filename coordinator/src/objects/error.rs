@@ -26,8 +26,12 @@ pub enum ObjectErrorKind {
     Unavailable,
     /// The credential may not do this.
     Denied,
-    /// The object (or the bucket) is not there.
+    /// The object is not there.
     NotFound,
+    /// The bucket is not there: nothing is known of what is in it.
+    NoBucket,
+    /// The bucket is there, and nothing of what was in it.
+    Emptied,
     /// `if-none-match: *` was honoured: an object of that name is already there.
     AlreadyThere,
     /// The store refused the request as wrong.
@@ -55,6 +59,10 @@ impl fmt::Display for ObjectErrorKind {
                 "the object store denied it; check the access key and its policy (deploy/iam shows what is needed)",
             ),
             Self::NotFound => f.write_str("not in the bucket"),
+            Self::NoBucket => f.write_str("there is no such bucket"),
+            Self::Emptied => f.write_str(
+                "the bucket is there, but nothing of what this coordinator had seen in it: is it another one, or was a disk not mounted?",
+            ),
             Self::AlreadyThere => f.write_str("an object of that name is already there"),
             Self::Refused { status, code } => write!(f, "the object store refused it ({status} {code})"),
             Self::TooLarge { limit } => write!(f, "larger than the {limit} bytes allowed here"),
@@ -65,13 +73,16 @@ impl fmt::Display for ObjectErrorKind {
 impl ObjectError {
     /// Whether the same request may succeed later, unchanged.
     pub fn is_retryable(&self) -> bool {
-        matches!(self.kind, ObjectErrorKind::Unreachable | ObjectErrorKind::Unavailable)
+        // A bucket that is gone may come back.
+        use ObjectErrorKind as K;
+        matches!(self.kind, K::Unreachable | K::Unavailable | K::NoBucket | K::Emptied)
     }
 
     /// The kind of failure that a status and S3 error code mean.
     pub(super) fn kind_of(status: u16, code: &str) -> ObjectErrorKind {
         match (status, code) {
-            (_, "NoSuchKey" | "NoSuchBucket" | "NotFound") | (404, _) => ObjectErrorKind::NotFound,
+            (_, "NoSuchBucket") => ObjectErrorKind::NoBucket,
+            (_, "NoSuchKey" | "NotFound") | (404, _) => ObjectErrorKind::NotFound,
             (412, _) | (_, "PreconditionFailed") => ObjectErrorKind::AlreadyThere,
             (401 | 403, _) => ObjectErrorKind::Denied,
             (429 | 500..=599, _) => ObjectErrorKind::Unavailable,

@@ -1,5 +1,5 @@
-//! Probes the store at start and again every hour, and more often while it is down. In between one listing every quarter of a
-//! minute notices that it is gone. A store that is down does not keep the coordinator from starting: `status` says so, no
+//! Probes the store at start and again every hour, and more often while it is down. In between a look every quarter of a
+//! minute notices that it is gone, or that another bucket is in its place. A store that is down does not keep the coordinator from starting: `status` says so, no
 //! backup is started (`runs/storage.rs`), and the next probe that succeeds ends it.
 
 use std::time::Duration;
@@ -7,6 +7,7 @@ use std::time::Duration;
 use sealift_common::id::Random;
 use tokio_util::sync::CancellationToken;
 
+use super::error::{ObjectError, ObjectErrorKind};
 use super::probe;
 use super::store::ObjectStore;
 
@@ -14,10 +15,12 @@ use super::store::ObjectStore;
 const INTERVAL: Duration = Duration::from_secs(3_600);
 /// Between looks at a store that works.
 const LOOK: Duration = Duration::from_secs(15);
+/// How long a look may take.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(10);
 /// After the first failure; doubles up to [`BACKOFF_CAP`].
 const BACKOFF_FIRST: Duration = Duration::from_secs(1);
 /// Longest pause between probes of a store that is down.
-const BACKOFF_CAP: Duration = Duration::from_secs(60);
+const BACKOFF_CAP: Duration = Duration::from_secs(15);
 
 /// Probes `store` until `stop`.
 pub async fn run(store: ObjectStore, random: Random, stop: CancellationToken) {
@@ -41,19 +44,32 @@ pub async fn run(store: ObjectStore, random: Random, stop: CancellationToken) {
     }
 }
 
-/// Until the store no longer lists, at most until the next probe is due anyway.
+/// Until the store is seen to be gone, at most until the next probe is due anyway. That it is gone is known at once: the
+/// probe that follows may take long to give up.
 async fn until_gone(store: &ObjectStore) {
     let looks = INTERVAL.as_secs() / LOOK.as_secs();
     for _ in 0..looks {
         tokio::time::sleep(LOOK).await;
-        if let Err(error) = store.list(probe::DIR, None).await {
-            tracing::warn!(
-                error = &error as &dyn std::error::Error,
-                "the object store does not list: probing it"
-            );
-            return;
+        if look(store).await.is_ok() {
+            continue;
         }
+        // One answer that was lost is no reason to hold anything.
+        tokio::time::sleep(BACKOFF_FIRST).await;
+        let Err(error) = look(store).await else { continue };
+        tracing::warn!(error = &error as &dyn std::error::Error, "the object store is gone");
+        store.set_report(probe::unusable(store, &error));
+        return;
     }
+}
+
+async fn look(store: &ObjectStore) -> Result<(), ObjectError> {
+    let silent = |_| ObjectError {
+        operation: "list",
+        object: String::new(),
+        kind: ObjectErrorKind::Unreachable,
+        source: None,
+    };
+    tokio::time::timeout(LOOK_TIMEOUT, store.look()).await.map_err(silent)?
 }
 
 fn report_warnings(report: &probe::ProbeReport) {

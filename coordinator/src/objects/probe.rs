@@ -25,7 +25,7 @@ use super::signing::{SignedRequest, Unsigned};
 use super::store::{ByteRange, ObjectStore, Put, failed};
 
 /// Below this, relative to the prefix, lies what probes leave behind if they are cut short.
-pub(super) const DIR: &str = "coordinator/probe/";
+const DIR: &str = "coordinator/probe/";
 /// Length of probe objects in bytes.
 const PROBE_LEN: usize = 512;
 /// How long an object is locked by the lock checks, at most.
@@ -89,21 +89,33 @@ pub struct ProbeReport {
 /// Probes the store and makes the coordinator act on what was found. A store that is down keeps the abilities last seen.
 pub async fn run(store: &ObjectStore, random: &Random) -> ProbeReport {
     let prober = Prober::new(store, random);
-    let report = match prober.check_all().await {
+    // Nothing is written into what may be another bucket.
+    let checked = async {
+        store.look().await?;
+        prober.check_all().await
+    };
+    let report = match checked.await {
         Ok((findings, abilities)) => {
             ProbeReport { probed: Some(store.clock().now()), usable: true, error: None, findings, abilities }
         }
-        Err(error) => ProbeReport {
-            probed: Some(store.clock().now()),
-            usable: false,
-            error: Some(chain(&error)),
-            findings: store.report().findings.clone(),
-            abilities: store.abilities(),
-        },
+        Err(error) => unusable(store, &error),
     };
-    prober.clean_up().await;
+    if report.usable {
+        prober.clean_up().await;
+    }
     store.set_report(report.clone());
     report
+}
+
+/// What is known of a store that cannot be used: why, and what was found before.
+pub(super) fn unusable(store: &ObjectStore, error: &dyn std::error::Error) -> ProbeReport {
+    ProbeReport {
+        probed: Some(store.clock().now()),
+        usable: false,
+        error: Some(chain(error)),
+        findings: store.report().findings.clone(),
+        abilities: store.abilities(),
+    }
 }
 
 /// An error with its causes, on one line.

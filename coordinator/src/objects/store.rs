@@ -2,6 +2,7 @@
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -20,6 +21,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::{Bytes, BytesMut};
 use sealift_common::clock::{Clock, UnixMillis};
+use sealift_common::format::names::{ObjectName, TRUST_PREFIX};
 use sealift_common::id::Sha256;
 
 use super::error::{ObjectError, ObjectErrorKind};
@@ -46,6 +48,8 @@ struct Inner {
     client: Client,
     http: StoreHttp,
     report: ArcSwap<ProbeReport>,
+    /// Whether what every repository has was once seen in the bucket.
+    inhabited: AtomicBool,
 }
 
 /// Whether a put may replace what is there.
@@ -149,7 +153,7 @@ impl ObjectStore {
         }
         let client = Client::from_conf(config.build());
         let report = ArcSwap::from_pointee(ProbeReport::default());
-        Ok(Self(Arc::new(Inner { settings, client, http, report })))
+        Ok(Self(Arc::new(Inner { settings, client, http, report, inhabited: AtomicBool::new(false) })))
     }
 
     /// Where the bucket is and how it is reached.
@@ -229,6 +233,9 @@ impl ObjectStore {
             }
         };
         request.send().await.map_err(|e| failed("put", name.as_str(), e))?;
+        if name.as_str().starts_with(TRUST_PREFIX) || *name == ObjectName::Repository.into() {
+            self.0.inhabited.store(true, Ordering::Relaxed);
+        }
         Ok(())
     }
 
@@ -369,6 +376,29 @@ impl ObjectStore {
                 None => return Ok(all),
             }
         }
+    }
+
+    /// Looks whether the bucket is still the one that it was: it lists, and what every repository has (a trust policy, and the
+    /// word whose it is) did not vanish since an earlier look. A disk that is not mounted, or a folder that was moved away
+    /// and is made anew by the first write, looks like an empty bucket.
+    ///
+    /// # Errors
+    /// [`ObjectError`]; [`ObjectErrorKind::Emptied`] where all of it has vanished.
+    pub async fn look(&self) -> Result<(), ObjectError> {
+        let policies = self.list(TRUST_PREFIX, None).await?;
+        let inhabited =
+            !policies.objects.is_empty() || self.head(&ObjectName::Repository.into()).await?.is_some();
+        if inhabited {
+            self.0.inhabited.store(true, Ordering::Relaxed);
+        } else if self.0.inhabited.load(Ordering::Relaxed) {
+            return Err(ObjectError {
+                operation: "list",
+                object: TRUST_PREFIX.to_owned(),
+                kind: ObjectErrorKind::Emptied,
+                source: None,
+            });
+        }
+        Ok(())
     }
 
     /// The parts of names right below `below` that are followed by a slash, at most `limit` of them.
