@@ -4,10 +4,9 @@ use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use sealift_common::selector::Selector;
 
-use super::applies::rules_of;
+use super::applies::term_of;
 use super::packs::GRACE;
-use super::plan::{Candidate, Verdict, last_good, plan};
-use super::rules::RetentionRules;
+use super::plan::{Candidate, Term, Verdict};
 use super::states::{BackupEvent, BackupState};
 use super::{MAX_REASON, Retention, RetentionError, candidates};
 use crate::audit::{Action, Details, OpContext};
@@ -24,8 +23,8 @@ pub struct SourcePlan {
     pub agent: String,
     /// The source's name.
     pub source: String,
-    /// The rules in force, where there are any.
-    pub rules: Option<RetentionRules>,
+    /// How long they stay.
+    pub term: Term,
     /// Why nothing is deleted in its series, whatever expires.
     pub halted: Option<String>,
     /// Newest first, with what is known of each.
@@ -67,7 +66,8 @@ impl Retention {
                 let mut reader = self.core.store.reader().await?;
                 reason.as_ref().map_err(|_| RetentionError::Reason)?;
                 let (row, kept, all) = self.load(&mut reader, text).await?;
-                may_delete(&kept, &all)?;
+                let term = term_of(&mut reader, row.series, self.core.clock.now()).await?;
+                may_delete(&kept, &all, &term)?;
                 Ok(self.backups.view(&mut reader, row).await?)
             };
             return asked.run(look.boxed()).await;
@@ -76,7 +76,8 @@ impl Retention {
             async move {
                 let reason = reason.as_ref().map_err(|_| RetentionError::Reason)?;
                 let (row, kept, all) = self.load_locked(tx, text).await?;
-                may_delete(&kept, &all)?;
+                let term = term_of(tx, row.series, self.core.clock.now()).await?;
+                may_delete(&kept, &all, &term)?;
                 let note = self.note(ctx, reason);
                 retention::move_backup(tx, row.id, BackupState::Committed, BackupState::Expired, Some(&note))
                     .await?;
@@ -201,17 +202,17 @@ impl Retention {
         source: sources::SourceRow,
     ) -> Result<SourcePlan, RetentionError> {
         let now = self.core.clock.now();
-        let rules = rules_of(tx, source.series, now).await?;
+        let term = term_of(tx, source.series, now).await?;
         let kept = retention::backups(tx, source.series, now).await?;
         let mut verdicts = Vec::new();
-        for verdict in plan(&candidates(&kept), rules.as_ref(), now) {
+        for verdict in term.plan(&candidates(&kept), now) {
             if let Some(row) = backups::get(tx, verdict.backup).await? {
                 let view = BackupView { backup: row, agent: agent.clone(), source: source.name.to_string() };
                 verdicts.push((view, verdict));
             }
         }
         let halted = retention::halted(tx, source.series).await?.map(|(_, why)| why);
-        Ok(SourcePlan { agent, source: source.name.to_string(), rules, halted, verdicts })
+        Ok(SourcePlan { agent, source: source.name.to_string(), term, halted, verdicts })
     }
 
     /// One change, audited with what was before and what is after; the backup as it is then.
@@ -289,7 +290,7 @@ fn moved(kept: &KeptBackup, to: BackupState) -> Details {
     said.with("before", kept.state.as_str()).with("after", to.as_str())
 }
 
-fn may_delete(kept: &KeptBackup, all: &[Candidate]) -> Result<(), RetentionError> {
+fn may_delete(kept: &KeptBackup, all: &[Candidate], term: &Term) -> Result<(), RetentionError> {
     let backup = kept.id;
     apply(kept, BackupEvent::Expire)?;
     if let Some(held) = &kept.keeping.held {
@@ -298,7 +299,7 @@ fn may_delete(kept: &KeptBackup, all: &[Candidate]) -> Result<(), RetentionError
     if kept.in_use {
         return Err(RetentionError::InUse { backup });
     }
-    if last_good(all) == Some(backup) {
+    if term.indispensable(all) == Some(backup) {
         return Err(RetentionError::LastGood { backup });
     }
     Ok(())

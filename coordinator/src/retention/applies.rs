@@ -1,22 +1,23 @@
-//! Which rules a series has. The one place where retention asks the policies.
+//! How long the backups of a series stay. The one place where retention asks the policies, and whether the host is retired.
 
 use sealift_common::clock::UnixMillis;
 use sealift_common::id::SeriesId;
 
-use super::rules::RetentionRules;
+use super::plan::Term;
 use crate::policy;
-use crate::store::{StoreError, Tx};
+use crate::store::agents::AgentState;
+use crate::store::{StoreError, Tx, agents};
 
-/// The rules in force for a series at `now`; `None` where no policy says anything: then nothing expires. A shortened retention
-/// is in force a week after it was said.
+/// What applies to a series at `now`. A shortened retention is in force a week after it was said. A series of a retired host
+/// is over after the day until which its backups were to stay; before that its rules go on.
 ///
 /// # Errors
 /// The database's own.
-pub async fn rules_of(
-    tx: &mut Tx,
-    series: SeriesId,
-    now: UnixMillis,
-) -> Result<Option<RetentionRules>, StoreError> {
+pub async fn term_of(tx: &mut Tx, series: SeriesId, now: UnixMillis) -> Result<Term, StoreError> {
+    let host = agents::of_series(tx, series).await?.filter(|host| host.state == AgentState::Retired);
+    if let Some(until) = host.and_then(|host| host.keep_until).filter(|until| *until <= now) {
+        return Ok(Term::Over(until));
+    }
     let (rules, ..) = policy::retention_of(tx, series, now).await?;
-    Ok(Some(rules).filter(|rules| !rules.is_empty()))
+    Ok(Term::Rules(Some(rules).filter(|rules| !rules.is_empty())))
 }

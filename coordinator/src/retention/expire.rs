@@ -3,9 +3,9 @@
 use futures::FutureExt as _;
 use sealift_common::id::SeriesId;
 
-use super::applies::rules_of;
+use super::applies::term_of;
 use super::packs::GRACE;
-use super::plan::{Fate, plan};
+use super::plan::Fate;
 use super::states::BackupState;
 use super::{Retention, RetentionError, candidates};
 use crate::audit::{Action, Details, OpContext, Outcome};
@@ -41,10 +41,13 @@ impl Retention {
         series: SeriesId,
     ) -> Result<usize, RetentionError> {
         let now = self.core.clock.now();
-        let Some(rules) = rules_of(tx, series, now).await? else { return Ok(0) };
+        let term = term_of(tx, series, now).await?;
+        if term.keeps_all() {
+            return Ok(0);
+        }
         let backups = retention::backups(tx, series, now).await?;
         let mut expired = 0;
-        for verdict in plan(&candidates(&backups), Some(&rules), now).into_iter().rev() {
+        for verdict in term.plan(&candidates(&backups), now).into_iter().rev() {
             let Fate::Expire(why) = &verdict.fate else { continue };
             if expired == BATCH {
                 break;
@@ -60,7 +63,7 @@ impl Retention {
                 .with("before", from.as_str())
                 .with("after", to.as_str())
                 .with("why", why.to_string())
-                .with("rules", rules.to_string())
+                .with("rules", term.to_string())
                 .with("undelete_until", now.plus(GRACE).rfc3339());
             ctx.record(tx, Action::BackupExpire, &format!("backup:{}", verdict.backup), Outcome::Done, said)
                 .await?;

@@ -7,7 +7,7 @@
 //! | [`packs`] | which packs retire, are doomed, may go; pure |
 //! | [`states`] | the states of packs and backups; pure |
 //! | [`beside`] | the table of what may run beside what on one series; pure |
-//! | [`applies`] | which rules a series has: the one place that asks the policies |
+//! | [`applies`] | how long a series stays: the one place that asks the policies, and whether the host is retired |
 //! | [`admin`] | delete, undelete, hold, release, and the plan that admins are shown |
 //! | [`expire`] | rules are applied |
 //! | [`collect`] | packs change their states; manifests and packs are deleted |
@@ -98,7 +98,8 @@ pub enum RetentionError {
     Agent(#[from] IdentityError),
     /// It is the one backup that a series must not lose.
     #[error(
-        "{backup} is the last good backup of its series, which is never deleted: make another one first, or retire its host"
+        "{backup} is the last good backup of its series, which is never deleted: make another one first; those of a \
+         retired host go by themselves after the day that was named"
     )]
     LastGood {
         /// The backup.

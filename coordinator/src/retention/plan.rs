@@ -8,7 +8,8 @@
 //! - the last good backup stays, whatever the rules say, and so do the newest one that was verified, what is held, and what
 //!   is being restored.
 //!
-//! Where no rules are known, everything stays.
+//! Where no rules are known, everything stays. The series of a retired host is over after the day that was named when it was
+//! retired: then nothing stays but what somebody holds, reads or has just taken back.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -121,6 +122,8 @@ pub enum Expire {
     Replaced(Unit, BackupId),
     /// It is older than all slots that the rules keep.
     Outlived,
+    /// Its host is retired, and it was to stay until then.
+    Retired(UnixMillis),
 }
 
 impl fmt::Display for Expire {
@@ -128,6 +131,9 @@ impl fmt::Display for Expire {
         match self {
             Self::Replaced(unit, by) => write!(f, "{by} stands for its {unit}"),
             Self::Outlived => f.write_str("older than what the rules keep"),
+            Self::Retired(until) => {
+                write!(f, "its host is retired, and its backups were to stay until {until}")
+            }
         }
     }
 }
@@ -176,7 +182,62 @@ fn last_verified(backups: &[Candidate]) -> Option<BackupId> {
     verified.max_by_key(|b| (b.complete, b.received, b.sequence)).map(|b| b.id)
 }
 
-/// What becomes of each of the committed backups of one series, newest first.
+/// How long the backups of a series stay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Term {
+    /// As these rules say; `None` where nobody has said.
+    Rules(Option<RetentionRules>),
+    /// No longer: the host is retired, and this day is past.
+    Over(UnixMillis),
+}
+
+impl Term {
+    /// What becomes of each of the committed backups of one series, newest first.
+    pub fn plan(&self, backups: &[Candidate], now: UnixMillis) -> Vec<Verdict> {
+        match self {
+            Self::Rules(rules) => plan(backups, rules.as_ref(), now),
+            Self::Over(until) => plan_over(backups, *until, now),
+        }
+    }
+
+    /// The backup that must not be deleted, whatever else is.
+    pub fn indispensable(&self, backups: &[Candidate]) -> Option<BackupId> {
+        match self {
+            Self::Rules(_) => last_good(backups),
+            Self::Over(_) => None,
+        }
+    }
+
+    /// Whether nothing expires by it.
+    pub fn keeps_all(&self) -> bool {
+        matches!(self, Self::Rules(rules) if rules.is_none_or(|rules| rules.is_empty()))
+    }
+}
+
+impl fmt::Display for Term {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Rules(None) => Ok(()),
+            Self::Rules(Some(rules)) => rules.fmt(f),
+            Self::Over(until) => write!(f, "nothing: its host is retired, until {until}"),
+        }
+    }
+}
+
+/// The series is over: nothing stays but what somebody holds, reads or has just taken back.
+fn plan_over(backups: &[Candidate], until: UnixMillis, now: UnixMillis) -> Vec<Verdict> {
+    let mut verdicts = plan(backups, Some(&RetentionRules { last: 1, ..RetentionRules::default() }), now);
+    for verdict in &mut verdicts {
+        let wanted = |why: &Keep| matches!(why, Keep::Held | Keep::InUse | Keep::Undeleted(_));
+        verdict.fate = match std::mem::replace(&mut verdict.fate, Fate::Expire(Expire::Retired(until))) {
+            Fate::Keep(why) if why.iter().any(wanted) => Fate::Keep(why.into_iter().filter(wanted).collect()),
+            _ => Fate::Expire(Expire::Retired(until)),
+        };
+    }
+    verdicts
+}
+
+/// What becomes of each of the committed backups of one series under these rules, newest first.
 pub fn plan(backups: &[Candidate], rules: Option<&RetentionRules>, now: UnixMillis) -> Vec<Verdict> {
     let mut newest_first: Vec<&Candidate> = backups.iter().collect();
     newest_first.sort_by_key(|b| std::cmp::Reverse((b.received, b.sequence)));

@@ -56,6 +56,35 @@ fn without_rules_everything_stays() {
 }
 
 #[test]
+fn a_series_that_is_over_keeps_what_somebody_wants() {
+    let mut all = nightly(10);
+    all[1].held = true;
+    all[3].in_use = true;
+    all[5].undeleted = Some(NOW.minus(HOUR));
+    all[7].verified = Some(NOW.minus(HOUR));
+    let until = NOW.minus(HOUR);
+    let verdicts = Term::Over(until).plan(&all, NOW);
+    assert_eq!(verdicts.len(), all.len());
+    let of = |number: u64| verdicts.iter().find(|v| v.backup == id(number)).unwrap();
+    assert_eq!(of(2).fate, Fate::Keep(vec![Keep::Held]));
+    assert_eq!(of(4).fate, Fate::Keep(vec![Keep::InUse]));
+    assert!(matches!(&of(6).fate, Fate::Keep(why) if matches!(why[..], [Keep::Undeleted(_)])), "{:?}", of(6));
+    for number in [1, 3, 5, 7, 8, 9, 10] {
+        assert_eq!(of(number).fate, Fate::Expire(Expire::Retired(until)), "{number}");
+    }
+    assert_eq!(Term::Over(until).indispensable(&all), None);
+    assert_eq!(Term::Rules(None).indispensable(&all), Some(id(10)));
+    assert_eq!(Term::Rules(None).plan(&all, NOW), plan(&all, None, NOW));
+    let rules = RetentionRules { last: 3, ..Default::default() };
+    assert_eq!(Term::Rules(Some(rules)).plan(&all, NOW), plan(&all, Some(&rules), NOW));
+    assert!(
+        Term::Rules(None).keeps_all()
+            && !Term::Rules(Some(rules)).keeps_all()
+            && !Term::Over(until).keeps_all()
+    );
+}
+
+#[test]
 fn each_rule_keeps_its_slots() {
     let all = nightly(60);
     assert_eq!(kept(&all, &RetentionRules { last: 3, ..Default::default() }), [58, 59, 60]);

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use sealift_common::clock::UnixMillis;
 use sealift_common::crypto::VerifyingKey;
-use sealift_common::id::{AgentId, Sha256};
+use sealift_common::id::{AgentId, SeriesId, Sha256};
 use sealift_common::name::{Labels, Name};
 use sealift_common::protocol::{Currency, Feature, Features, Spoken, Version};
 use sealift_common::selector::Selector;
@@ -324,6 +324,19 @@ pub async fn lock(tx: &mut Tx, id: AgentId) -> Result<Option<AgentRow>, StoreErr
         .fetch_optional(tx)
         .await
         .map_err(failed("read an agent"))
+}
+
+/// The agent whose series this is.
+///
+/// # Errors
+/// The database's own.
+pub async fn of_series(tx: &mut Tx, series: SeriesId) -> Result<Option<AgentRow>, StoreError> {
+    sqlx::query("SELECT a.* FROM agents a JOIN series s ON s.agent_id = a.id WHERE s.id = $1")
+        .bind(series.to_string())
+        .try_map(decode)
+        .fetch_optional(tx)
+        .await
+        .map_err(failed("read whose series this is"))
 }
 
 /// What an agent may do, and which of its hosts is the present one; `None` for one that never enrolled.

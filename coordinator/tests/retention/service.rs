@@ -192,6 +192,58 @@ async fn rules_let_go_and_say_why(database: Database) {
     assert_eq!(collect(&world, &retention, &agent).await.expired, 1);
 }
 
+async fn a_retired_host_keeps_its_backups_until_its_day(database: Database) {
+    let (world, agent, who, retention) = world(database).await;
+    let mut all = Vec::new();
+    for _ in 0..4 {
+        all.push(lone_backup(&world, &agent, &who, 1).await.backup.id);
+    }
+    world.set_rules(agent.series, &RetentionRules { last: 2, ..RetentionRules::default() }).await;
+    let (admin, day) = (world.as_admin(), world.clock.now().plus(Duration::from_secs(30 * 86_400)));
+    world.retire(&agent, day).await;
+
+    // Until then the rules go on, and the last good backup is not deleted.
+    assert_eq!(collect(&world, &retention, &agent).await.expired, 2);
+    assert_eq!(world.listed().await, [all[3], all[2]]);
+    let refused = retention.delete(&admin, &all[3].to_string(), "a test", false).await;
+    assert!(matches!(refused, Err(RetentionError::LastGood { .. })), "{refused:?}");
+    world.clock.advance(day.since(world.clock.now()) - MINUTE);
+    assert_eq!(collect(&world, &retention, &agent).await.expired, 0, "not before its day");
+    assert_eq!(world.listed().await, [all[3], all[2]]);
+
+    // On its day all of it goes, but what somebody holds.
+    retention.hold(&admin, &all[2].to_string(), "the tax office").await.unwrap();
+    let (plans, _) = retention.plans(&admin, &everything()).await.unwrap();
+    assert_eq!(plans[0].term.to_string(), format!("nothing: its host is retired, until {day}"));
+    let why: Vec<String> = plans[0].verdicts.iter().map(|(_, verdict)| verdict.why()).collect();
+    assert_eq!(
+        why,
+        [format!("its host is retired, and its backups were to stay until {day}"), "held".to_owned()]
+    );
+    assert_eq!(collect(&world, &retention, &agent).await.expired, 1);
+    assert_eq!(world.listed().await, [all[2]]);
+    let events = world.audited("backup.expire", "done").await;
+    let said = events.iter().find(|event| event.entity == format!("backup:{}", all[3])).unwrap();
+    assert!(
+        said.details.contains("its host is retired") && said.details.contains("undelete_until"),
+        "{}",
+        said.details
+    );
+
+    // It can be taken back like any other; a day later than that it is gone, and nothing holds what nobody holds.
+    retention.undelete(&admin, &all[3].to_string()).await.unwrap();
+    assert_eq!(collect(&world, &retention, &agent).await.expired, 0, "undeleted, it stays for a week");
+    retention.release(&admin, &all[2].to_string()).await.unwrap();
+    retention.delete(&admin, &all[3].to_string(), "not needed", false).await.unwrap();
+    assert_eq!(collect(&world, &retention, &agent).await.expired, 1);
+    assert!(world.listed().await.is_empty());
+    world.clock.advance(GRACE);
+    collect(&world, &retention, &agent).await;
+    collect(&world, &retention, &agent).await;
+    let left = world.bucket().await;
+    assert!(!left.iter().any(|name| name.contains("/packs/") || name.contains("/manifests/")), "{left:?}");
+}
+
 async fn a_difference_stops_deletion(database: Database) {
     let (world, agent, who, retention) = world(database).await;
     let old = lone_backup(&world, &agent, &who, 1).await.backup.id;
@@ -376,6 +428,7 @@ on_both_databases!(
     what_is_deleted_goes_for_good_after_three_days,
     what_must_stay_is_refused,
     rules_let_go_and_say_why,
+    a_retired_host_keeps_its_backups_until_its_day,
     a_difference_stops_deletion,
     another_generation_stops_deletion,
     it_keeps_away_from_what_must_not_run_beside_it,

@@ -163,6 +163,13 @@ impl World {
         self.write(|tx, _| store::source_policies::put(tx, &row).boxed()).await;
     }
 
+    /// Takes an agent out of service; its backups are to stay until then.
+    pub async fn retire(&self, agent: &Agent, until: UnixMillis) {
+        let found = store::agents::get(&mut self.core.store.reader().await.unwrap(), agent.id).await;
+        let row = AgentRow { state: AgentState::Retired, keep_until: Some(until), ..found.unwrap().unwrap() };
+        self.write(|tx, _| store::agents::update(tx, &row).boxed()).await;
+    }
+
     /// Of the key that signs trust policies.
     pub fn root_fingerprint(&self) -> Sha256 {
         self.root.verifying_key().fingerprint()

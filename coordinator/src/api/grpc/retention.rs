@@ -34,7 +34,7 @@ fn plan_to_wire(plan: SourcePlan) -> v1::SourceRetention {
     v1::SourceRetention {
         agent: plan.agent,
         source: plan.source,
-        rules: plan.rules.map(|rules| rules.to_string()).unwrap_or_default(),
+        rules: plan.term.to_string(),
         halted: plan.halted.unwrap_or_default(),
         backups: fates.collect(),
     }
