@@ -54,7 +54,7 @@ use crate::objects::{ObjectError, ObjectErrorKind, ObjectStore, Put, monitor};
 use crate::policy::Policies;
 use crate::recovery::{Generations, OwnBackups, Reconciler, RecoveryService};
 use crate::retention::{Retention, reconcile};
-use crate::runs::{Runs, dispatch, storage};
+use crate::runs::{Runs, dispatch, progress, storage};
 use crate::runtime::{Every, Runtime};
 use crate::scheduler::{self, Scheduler};
 use crate::series::SeriesService;
@@ -326,6 +326,11 @@ impl Coordinator {
         runtime.everywhere(Every::new("extend leases", runs.lease_interval()), move || {
             let runs = runs.clone();
             async move { runs.keep_leases().await }
+        });
+        let runs = self.runs.clone();
+        runtime.everywhere(Every::new("forget how far runs were", progress::TIDY), move || {
+            let runs = runs.clone();
+            async move { runs.tidy_progress().await }
         });
         let (runs, objects) = (self.runs.clone(), self.objects.clone());
         runtime.everywhere(Every::new("follow the storage probe", storage::INTERVAL), move || {

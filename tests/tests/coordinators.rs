@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use sealift_tests::agent::Agent;
 use sealift_tests::cluster::Cluster;
-use sealift_tests::faults::{Chance, Feed};
+use sealift_tests::faults::{Chance, Feed, Gate};
 use sealift_tests::services::S3;
 use sealift_tests::simulated::source::STREAM;
 use sealift_tests::simulated::{Fleet, Invitation, Options, Stage};
@@ -198,6 +198,44 @@ fn commands_reach_agents_on_the_other_coordinator() {
         if fleet.host(1).is_connected() { Err("it is open") } else { Ok(()) }
     });
     assert!(fleet.host(0).is_connected());
+}
+
+/// How far a run is shows on the coordinator that does not hold the session as well.
+#[test]
+fn progress_shows_on_any_coordinator() {
+    let mut cluster = two();
+    let first = 3 << 20;
+    let gate = Gate::new(first);
+    let mut agent = cluster.agent_at(1, "store-1", &gate.source("feed"));
+    assert_eq!(cluster.coordinator_log_at(1).matches("an agent has connected").count(), 1);
+    // The command asks the first coordinator.
+    let run = cluster.start_backup(SOURCE);
+    gate.wait_until_reached();
+    let until_shown = |cluster: &Cluster, what: &str| {
+        wait::until_within(Duration::from_secs(30), what, || {
+            let shown = cluster.run(&run);
+            let read = shown["progress"]["raw_bytes"].as_u64().unwrap_or(0);
+            if read >= first as u64 { Ok(shown) } else { Err(shown.to_string()) }
+        })
+    };
+    let shown = until_shown(&cluster, "the first coordinator shows what the second hears");
+    assert_eq!(shown["state"], "active", "{shown:#}");
+    let mut watching = cluster.command();
+    watching.args(["run", "watch", &run]).stderr(std::process::Stdio::piped());
+    let watching = watching.spawn().unwrap();
+    let rows = "SELECT COUNT(*) FROM run_progress";
+    assert_eq!(cluster.database().sql("sealift", rows), "1", "one row for a run, however often it was said");
+
+    gate.open();
+    let ended = cluster.wait_for_end(&run);
+    assert_eq!(
+        (&ended["state"], ended["attempts"].as_array().unwrap().len()),
+        (&"succeeded".into(), 1),
+        "{ended:#}"
+    );
+    let said = watching.wait_with_output().unwrap();
+    assert!(said.status.success() && String::from_utf8_lossy(&said.stderr).contains("dumping"), "{said:?}");
+    agent.stop();
 }
 
 #[test]

@@ -2,17 +2,19 @@
 //!
 //! [`state`] says which moves there are; [`attempt`] makes them in the database and fences every write of an agent;
 //! [`service`] is what admins and agents do with runs; [`dispatch`] offers what is due and looks after leases, within the
-//! [`limits`] of policies; [`storage`] holds it while the bucket cannot be written.
+//! [`limits`] of policies; [`progress`] shows how far they are, on any coordinator; [`storage`] holds it while the bucket cannot be written.
 
 pub mod attempt;
 pub mod dispatch;
 pub mod limits;
+pub mod progress;
 pub mod service;
 pub mod state;
 pub mod storage;
 
 pub use attempt::{Attempt, AttemptRef, Report, advance, ended_by_agent, fence};
-pub use service::{Progress, RunView, Runs};
+pub use progress::Progress;
+pub use service::{RunView, Runs};
 
 use sealift_common::clock::UnixMillis;
 use sealift_common::protocol::Disagreement;

@@ -13,6 +13,7 @@ use tokio::sync::{Notify, broadcast};
 
 use super::attempt::{AttemptRef, Report, advance, ended_by_agent, fence, find, lock_open, look};
 use super::limits::Documents;
+use super::progress::{Board, Progress};
 use super::state::{AttemptEvent, AttemptState, RunEvent, RunState};
 use super::{Attempt, RunError};
 use crate::audit::{Action, Details, OpContext, Outcome};
@@ -31,27 +32,6 @@ pub fn site_of(labels: &Labels) -> String {
 
 /// Most changes that a watcher may be behind before it is told to look again.
 const CHANGES: usize = 1_024;
-
-/// How far a backup is, as its agent says; kept in memory only.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Progress {
-    /// Read from the source so far.
-    pub raw_bytes: u64,
-    /// Of these, not found in earlier backups.
-    pub new_raw_bytes: u64,
-    /// Acknowledged by the store.
-    pub stored_bytes: u64,
-    /// How many packs that makes.
-    pub packs: u64,
-    /// dumping, uploading, spooled, committing.
-    pub stage: String,
-    /// Of what is new, this waits on the host's own disk for a slow store.
-    pub spooled_bytes: u64,
-    /// An estimate; 0 where unknown.
-    pub expected_raw_bytes: u64,
-    /// One line for people; may be empty.
-    pub log_line: String,
-}
 
 /// A run with its attempts and what is known of its progress.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -83,7 +63,7 @@ pub struct Runs {
     pub(super) held: Arc<AtomicBool>,
     pub(super) documents: Documents,
     changes: broadcast::Sender<RunId>,
-    progress: Arc<Mutex<HashMap<RunId, Progress>>>,
+    progress: Board,
 }
 
 impl Runs {
@@ -91,6 +71,7 @@ impl Runs {
     pub fn new(core: Core, sessions: Arc<Sessions>, lease: Duration) -> Self {
         let (changes, _) = broadcast::channel(CHANGES);
         let relay = Relay::new(core.clone(), sessions.clone());
+        let progress = Board::new(core.clone());
         Self {
             core,
             sessions,
@@ -103,7 +84,7 @@ impl Runs {
             began: Arc::default(),
             recorded: Arc::default(),
             changes,
-            progress: Arc::default(),
+            progress,
         }
     }
 
@@ -122,7 +103,7 @@ impl Runs {
 
     /// As [`Runs::changed`], where the attempt has ended: what was said about its progress is forgotten.
     pub fn ended(&self, run: RunId) {
-        self.progress.lock().unwrap_or_else(std::sync::PoisonError::into_inner).remove(&run);
+        self.progress.forget(run);
         self.changed(run);
     }
 
@@ -141,10 +122,6 @@ impl Runs {
         self.changes.subscribe()
     }
 
-    fn progress_of(&self, run: RunId) -> Option<Progress> {
-        self.progress.lock().unwrap_or_else(std::sync::PoisonError::into_inner).get(&run).cloned()
-    }
-
     /// Takes in how far an attempt is. Words about attempts that are over, or not this agent's, are dropped.
     ///
     /// # Errors
@@ -155,17 +132,23 @@ impl Runs {
         attempt: &AttemptRef,
         progress: Progress,
     ) -> Result<(), RunError> {
-        match look(&mut *self.core.store.reader().await?, attempt, agent).await {
+        let found = look(&mut *self.core.store.reader().await?, attempt, agent).await;
+        match found {
             Ok(found) if found.ended.is_some() => return Ok(()),
-            Ok(_) => {
-                let mut all = self.progress.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-                all.insert(attempt.run, progress);
-            }
+            Ok(_) => self.progress.take(attempt, progress).await?,
             Err(RunError::Store(error)) => return Err(error.into()),
             Err(_) => return Ok(()),
         }
         let _ = self.changes.send(attempt.run);
         Ok(())
+    }
+
+    /// Forgets what was said of runs that ended elsewhere. Called from time to time.
+    ///
+    /// # Errors
+    /// The database's own.
+    pub async fn tidy_progress(&self) -> Result<(), RunError> {
+        Ok(self.progress.tidy().await?)
     }
 
     /// Asks for one backup of each of `sources`. A source that has a run which has not ended gets that one again.
@@ -286,7 +269,8 @@ impl Runs {
         let attempts = attempts::of_run(tx, run.id).await?;
         let progress = match run.backup {
             Some(backup) => made(tx, backup).await?,
-            None => self.progress_of(run.id).filter(|_| !run.state.is_over()),
+            None if run.state.is_over() => None,
+            None => self.progress.of(tx, run.id, &attempts).await?,
         };
         Ok(RunView { run, attempts, progress })
     }

@@ -30,6 +30,7 @@ pub mod policies;
 pub mod recovery;
 pub mod restore_leases;
 pub mod retention;
+pub mod run_progress;
 pub mod runs;
 pub mod select;
 pub mod series;
