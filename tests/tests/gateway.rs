@@ -31,6 +31,49 @@ fn a_private_ca_and_a_client_certificate() {
     assert!(puts.filter(|what| what.contains("/packs/")).count() >= 2, "packs went another way");
     cluster.sealift(&["backup", "verify", backup["id"].as_str().unwrap(), "--level", "hash"]).expect(0);
 
+    // The command reads through it, with a coordinator and without: first it shows no certificate, then one, then half of it.
+    let id = backup["id"].as_str().unwrap();
+    let identity = cluster.identity.display().to_string();
+    let restore = |variables: &[(&str, &std::path::Path)], offline: bool, to: &std::path::Path| {
+        let mut command = cluster.command();
+        command.args(["restore", "--identity", &identity, "--yes", "--to"]).arg(to);
+        if offline {
+            let s3 = cluster.s3();
+            s3.credentials(&mut command);
+            command.args([
+                "--offline",
+                "--endpoint",
+                &s3.endpoint,
+                "--region",
+                &s3.region,
+                "--bucket",
+                &s3.bucket,
+            ]);
+            command.args(["--prefix", &s3.prefix]);
+            for pin in &cluster.root_pins {
+                command.args(["--root-key-sha256", pin]);
+            }
+        }
+        command.env("AWS_CA_BUNDLE", &files.ca).envs(variables.iter().copied());
+        command.arg(id).output().unwrap()
+    };
+    let (certificate, key) = ("SEALIFT_S3_CLIENT_CERTIFICATE", "SEALIFT_S3_CLIENT_KEY");
+    for offline in [false, true] {
+        let to = cluster.scratch().join(format!("restored-{offline}"));
+        let refused = restore(&[], offline, &to);
+        assert!(!refused.status.success(), "the gateway took a client without a certificate");
+        let half = restore(&[(certificate, &files.client)], offline, &to);
+        assert_eq!(half.status.code(), Some(2), "{half:?}");
+        assert!(String::from_utf8_lossy(&half.stderr).contains(key), "{half:?}");
+        let restored = restore(&[(certificate, &files.client), (key, &files.key)], offline, &to);
+        assert!(restored.status.success(), "{restored:?}");
+        let written: Vec<_> = std::fs::read_dir(&to).unwrap().map(|entry| entry.unwrap().path()).collect();
+        assert!(
+            written.iter().any(|file| std::fs::read(file).is_ok_and(|bytes| bytes == content)),
+            "{written:?}"
+        );
+    }
+
     // Without the certificate, or with public CAs only, nothing is sent, and the run says why.
     for (config, word) in [(s3(&[("ca", &files.ca)]), "certificate"), (source.clone(), "certificate")] {
         agent.stop();

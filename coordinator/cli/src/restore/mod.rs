@@ -11,6 +11,7 @@
 
 mod args;
 mod catalogue;
+mod http;
 mod into;
 mod offline;
 pub mod online;

@@ -12,6 +12,8 @@ use aws_sdk_s3::config::{
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
 use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore};
+use aws_smithy_runtime_api::client::http::SharedHttpClient;
+use aws_smithy_runtime_api::shared::IntoShared as _;
 use bytes::{Bytes, BytesMut};
 use clap::Args;
 use futures::FutureExt as _;
@@ -21,6 +23,7 @@ use sealift_common::id::Sha256;
 use sealift_common::restore::{ObjectError, ObjectSource};
 use url::{Host, Url};
 
+use super::http::{self, SdkHttp};
 use super::signed::cut;
 use crate::error::{Error, Exit, Result, because};
 
@@ -67,17 +70,6 @@ impl std::fmt::Debug for S3Source {
             .field("prefix", &self.prefix)
             .finish_non_exhaustive()
     }
-}
-
-/// The certificates of `AWS_CA_BUNDLE`, as every AWS tool reads it.
-pub fn ca_bundle() -> Result<Option<Vec<u8>>> {
-    let Some(path) = std::env::var_os("AWS_CA_BUNDLE").filter(|path| !path.is_empty()) else {
-        return Ok(None);
-    };
-    std::fs::read(&path).map(Some).map_err(because(
-        Exit::Usage,
-        format!("cannot read AWS_CA_BUNDLE {}", std::path::Path::new(&path).display()),
-    ))
 }
 
 impl BucketArgs {
@@ -132,20 +124,8 @@ impl S3Source {
     /// Exit code 2 where bucket or endpoint cannot be used.
     pub async fn open(args: &BucketArgs) -> Result<Self> {
         let bucket = args.check()?.to_owned();
-        let mut trust = TrustStore::default();
-        if let Some(bundle) = ca_bundle()? {
-            trust = trust.with_pem_certificate(bundle);
-        }
-        let tls = TlsContext::builder()
-            .with_trust_store(trust)
-            .build()
-            .map_err(because(Exit::Usage, "AWS_CA_BUNDLE holds no certificates"))?;
-        let http = aws_smithy_http_client::Builder::new()
-            .tls_provider(Provider::Rustls(CryptoMode::AwsLc))
-            .tls_context(tls)
-            .build_https();
         let mut loader = aws_config::defaults(BehaviorVersion::latest())
-            .http_client(http)
+            .http_client(sdk_http()?)
             .retry_config(RetryConfig::standard().with_max_attempts(ATTEMPTS));
         if let Some(region) = args.region() {
             loader = loader.region(Region::new(region));
@@ -302,6 +282,23 @@ impl S3Source {
             .map(str::to_owned)
             .collect()
     }
+}
+
+/// What the SDK sends with. Its own client cannot show a certificate.
+fn sdk_http() -> Result<SharedHttpClient> {
+    if let Some(identity) = http::client_identity()? {
+        return Ok(SdkHttp::new(http::client(Some(identity))?).into_shared());
+    }
+    let mut trust = TrustStore::default();
+    if let Some(bundle) = http::ca_bundle()? {
+        trust = trust.with_pem_certificate(bundle);
+    }
+    let tls = TlsContext::builder()
+        .with_trust_store(trust)
+        .build()
+        .map_err(because(Exit::Usage, "AWS_CA_BUNDLE holds no certificates"))?;
+    let builder = aws_smithy_http_client::Builder::new();
+    Ok(builder.tls_provider(Provider::Rustls(CryptoMode::AwsLc)).tls_context(tls).build_https())
 }
 
 fn status<E>(error: &SdkError<E>) -> Option<u16> {

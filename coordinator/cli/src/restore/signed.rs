@@ -14,16 +14,14 @@ use sealift_common::format::names::ObjectName;
 use sealift_common::restore::{ObjectError, ObjectSource};
 use sealift_proto::v1;
 
+use super::http;
 use crate::coordinator::Coordinator;
-use crate::error::{Error, Exit, Result, because};
+use crate::error::{Error, Result};
 
 /// Most objects in one request for signatures (`SignGetsRequest`).
 const SIGN_AT_ONCE: usize = 256;
 /// Signatures are used up to so long before they end.
 const MARGIN: Duration = Duration::from_secs(60);
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Without a byte for so long, a GET has failed.
-const READ_TIMEOUT: Duration = Duration::from_secs(30);
 const ATTEMPTS: u32 = 8;
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 
@@ -62,20 +60,9 @@ impl SignedSource {
     /// Reads under the lease of an opened restore.
     ///
     /// # Errors
-    /// Exit code 2 where `AWS_CA_BUNDLE` cannot be used.
+    /// Exit code 2 where `AWS_CA_BUNDLE`, or the client certificate for the store, cannot be used.
     pub fn new(coordinator: Coordinator, lease: Vec<u8>, clock: Clock) -> Result<Self> {
-        let mut builder = reqwest::Client::builder()
-            .connect_timeout(CONNECT_TIMEOUT)
-            .read_timeout(READ_TIMEOUT)
-            .redirect(reqwest::redirect::Policy::none())
-            .tcp_nodelay(true)
-            .http1_only();
-        if let Some(bundle) = super::s3::ca_bundle()? {
-            let certificates = reqwest::Certificate::from_pem_bundle(&bundle)
-                .map_err(because(Exit::Usage, "AWS_CA_BUNDLE holds no certificates"))?;
-            builder = builder.tls_certs_merge(certificates);
-        }
-        let http = builder.build().map_err(because(Exit::Failed, "cannot make an HTTP client"))?;
+        let http = http::client(http::client_identity()?)?;
         let signing = tokio::sync::Mutex::new(());
         Ok(Self { coordinator, lease, http, clock, signed: Mutex::default(), signing })
     }
