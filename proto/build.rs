@@ -18,6 +18,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .bytes(".sealift.v1.BeginReply")
         // Stored structures are hashed: the same fields give the same bytes.
         .btree_map(".sealift.format.v1")
+        .codec_path("crate::codec::SmallBuffers")
         .compile_fds(descriptors)?;
     println!("cargo:rerun-if-changed=sealift");
     Ok(())

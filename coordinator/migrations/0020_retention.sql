@@ -21,8 +21,9 @@ ALTER TABLE backups ADD COLUMN expired_by TEXT NOT NULL DEFAULT '';
 ALTER TABLE backups ADD COLUMN expired_reason TEXT NOT NULL DEFAULT '';
 ALTER TABLE backups ADD COLUMN undeleted_ms BIGINT;
 CREATE INDEX backups_going ON backups (series_id) WHERE state IN ('expired', 'deleting');
-CREATE INDEX backups_lost ON backups (series_id) WHERE state = 'committed' AND lost_packs > 0;
-CREATE INDEX backups_manifest_lost ON backups (series_id) WHERE state = 'committed' AND manifest_lost;
+-- On the columns themselves: SQLite else counts through another partial index, and reads every backup.
+CREATE INDEX backups_lost ON backups (lost_packs) WHERE state = 'committed' AND lost_packs > 0;
+CREATE INDEX backups_manifest_lost ON backups (manifest_lost, lost_packs) WHERE state = 'committed' AND manifest_lost = TRUE;
 
 -- How far retention and collection are with a series.
 CREATE TABLE series_retention (

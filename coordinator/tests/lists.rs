@@ -129,6 +129,11 @@ async fn every_query_over_history_uses_an_index(on: Database) {
         assert!(scans(dialect, &plan).is_empty(), "{what}:\n{query:?}\n{}", plan.join("\n"));
     }
 
+    // What is counted for the status page is found, not walked: not even along an index.
+    let plan = store::retention::troubles_query().plan(&mut conn).await.unwrap();
+    let walked = |line: &String| line.contains("SCAN backups") || line.contains("Seq Scan on backups");
+    assert!(!plan.iter().any(walked), "{}", plan.join("\n"));
+
     // Several hosts' own backups are merged by sorting them; lists of hosts read hosts, and sums of theirs, only.
     let first = Paging::first(100);
     let mut bounded: Vec<(String, Select)> = vec![

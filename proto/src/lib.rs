@@ -3,6 +3,8 @@
 //! Nothing beyond the edges of each program should handle these types: they are full of `Option`s that must be there
 //! and byte strings that must be ids. The programs' `api` and `session` modules turn them into domain types on arrival.
 
+pub mod codec;
+
 /// Structures of storage format 1 (docs/format.md).
 pub mod format {
     tonic::include_proto!("sealift.format.v1");

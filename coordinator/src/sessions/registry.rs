@@ -106,7 +106,8 @@ pub struct SessionEntry {
     pub address: SocketAddr,
     /// What both sides can do.
     features: Features,
-    commands: mpsc::Sender<Command>,
+    // Boxed: a channel keeps room for 32 of what it carries, for each host.
+    commands: mpsc::Sender<Box<Command>>,
     closed: watch::Sender<Option<Closed>>,
     heard: AtomicI64,
 }
@@ -117,7 +118,7 @@ pub struct SessionEnd {
     /// Names this session among those of its agent.
     pub number: u64,
     /// What to tell the agent.
-    pub commands: mpsc::Receiver<Command>,
+    pub commands: mpsc::Receiver<Box<Command>>,
     /// Becomes `Some` when the session is to end.
     pub closed: watch::Receiver<Option<Closed>>,
 }
@@ -215,7 +216,7 @@ impl Sessions {
         let mut sessions = self.lock();
         let Some(entry) = sessions.get(&agent) else { return false };
         let Some(command) = command.spoken_to(entry.features) else { return false };
-        match entry.commands.try_send(command) {
+        match entry.commands.try_send(Box::new(command)) {
             Ok(()) => true,
             Err(_) => {
                 entry.closed.send_replace(Some(Closed::Deaf));
@@ -231,7 +232,7 @@ impl Sessions {
         self.lock().retain(|_, entry| match command.clone().spoken_to(entry.features) {
             Some(command) => {
                 // A full queue means that the agent does not listen: it finds out when the connection ends.
-                let _ = entry.commands.try_send(command);
+                let _ = entry.commands.try_send(Box::new(command));
                 true
             }
             None => {

@@ -8,6 +8,7 @@ use sealift_common::id::{BackupId, SeriesId, Sha256};
 use sqlx::Row as _;
 
 use super::packs::ranges;
+use super::select::Select;
 use super::{Row, StoreError, Tx, bytes, failed, flag, number, optional_flag, text, time};
 use crate::retention::states::{BackupState, PackState};
 
@@ -559,20 +560,24 @@ pub async fn set_collected(
     .map_err(failed("record that a series was collected"))
 }
 
-/// What an admin should know about: how many backups lack something, and series in which nothing is deleted.
+/// Counts what an admin should know about, without reading what is whole.
+pub fn troubles_query() -> Select {
+    Select::new(
+        "SELECT (SELECT COUNT(*) FROM backups WHERE state = 'committed' AND lost_packs > 0)
+                + (SELECT COUNT(*) FROM backups
+                   WHERE state = 'committed' AND manifest_lost = TRUE AND lost_packs = 0) AS damaged,
+                (SELECT COUNT(*) FROM series_retention WHERE halted_ms IS NOT NULL) AS halted",
+    )
+}
+
+/// Runs [`troubles_query`]: how many backups lack something, and series in which nothing is deleted.
 ///
 /// # Errors
 /// The database's own.
 pub async fn troubles(tx: &mut Tx) -> Result<(u64, u64), StoreError> {
-    sqlx::query(
-        "SELECT (SELECT COUNT(*) FROM backups WHERE state = 'committed' AND lost_packs > 0)
-                + (SELECT COUNT(*) FROM backups WHERE state = 'committed' AND manifest_lost AND lost_packs = 0) AS damaged,
-                (SELECT COUNT(*) FROM series_retention WHERE halted_ms IS NOT NULL) AS halted",
-    )
-    .try_map(|row: Row| Ok((number(&row, "damaged")?, number(&row, "halted")?)))
-    .fetch_one(tx)
-    .await
-    .map_err(failed("count what is damaged"))
+    let rows = troubles_query()
+        .fetch(tx, "count what is damaged", |row| Ok((number(&row, "damaged")?, number(&row, "halted")?)));
+    Ok(rows.await?.into_iter().next().unwrap_or_default())
 }
 
 #[cfg(test)]

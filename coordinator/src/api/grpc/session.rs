@@ -3,7 +3,7 @@
 use std::pin::Pin;
 use std::time::Duration;
 
-use futures::Stream;
+use futures::{Stream, StreamExt};
 use sealift_common::clock::UnixMillis;
 use sealift_common::id::{AgentId, RequestId};
 use sealift_common::protocol::Spoken;
@@ -49,7 +49,8 @@ pub struct SessionApi {
     pub checks: std::sync::Arc<crate::sessions::checks::Checks>,
 }
 
-type Outgoing = mpsc::Sender<Result<v1::CoordinatorMessage, Status>>;
+/// Boxed, for the same reason as the registry's commands.
+type Outgoing = mpsc::Sender<Box<Result<v1::CoordinatorMessage, Status>>>;
 
 #[tonic::async_trait]
 impl Session for SessionApi {
@@ -96,7 +97,7 @@ impl Session for SessionApi {
         tokio::spawn(session.serve(incoming, end, greetings));
         // What may have waited for this agent.
         self.sessions.runs.wake();
-        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver).map(|message| *message))))
     }
 }
 
@@ -195,9 +196,9 @@ impl Live {
         tracing::info!(agent = %self.agent, why = why.as_ref().map_or("the agent left", Status::message), "a session ended");
         if let Some(status) = why {
             // The agent is gone already: nobody to tell.
-            let _ = self.outgoing.try_send(Err(status));
+            let _ = self.outgoing.try_send(Box::new(Err(status)));
         }
-        if let Err(error) = self.api.sessions.presence.closed(self.agent, self.epoch).await {
+        if let Err(error) = Box::pin(self.api.sessions.presence.closed(self.agent, self.epoch)).await {
             // The next comparison finds it.
             tracing::warn!(error = &error as &dyn std::error::Error, agent = %self.agent, "cannot record the end of a session");
         }
@@ -221,14 +222,15 @@ impl Live {
                 biased;
                 () = async { drop(stop_waiting.wait_for(Option::is_some).await) } => return closed(end),
                 command = end.commands.recv() => match command {
-                    Some(command) => self.tell(to_wire(command)).await?,
+                    Some(command) => self.tell(to_wire(*command)).await?,
                     None => return closed(end),
                 },
                 message = tokio::time::timeout(silence, incoming.message()) => match message {
                     Err(_) => return Some(Status::deadline_exceeded("nothing was heard of the agent for too long")),
                     Ok(Ok(Some(v1::AgentMessage { message: Some(message) }))) => {
                         self.api.sessions.registry.heard(self.agent, self.api.sessions.core.clock.now());
-                        let taken = self.take(message).await;
+                        // Boxed: what is done once in a while is not to be kept room for in every session.
+                        let taken = Box::pin(self.take(message)).await;
                         if let Err(status) = self.api.gate.read(&self.ctx, Action::SessionOpen, taken).await {
                             return Some(status);
                         }
@@ -243,8 +245,10 @@ impl Live {
     /// `None`, by `?`, ends the session: the agent does not take messages any more.
     async fn tell(&self, message: ToAgent) -> Option<()> {
         let message = v1::CoordinatorMessage { message: Some(message) };
-        let sent =
-            tokio::time::timeout(self.api.sessions.settings.silence(), self.outgoing.send(Ok(message)));
+        let sent = tokio::time::timeout(
+            self.api.sessions.settings.silence(),
+            self.outgoing.send(Box::new(Ok(message))),
+        );
         sent.await.ok()?.ok()
     }
 

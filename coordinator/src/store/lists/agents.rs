@@ -18,7 +18,7 @@ orders! {
         /// When they enrolled, newest first.
         Enrolled = "enrolled": "a.enrolled_ms", true, true;
         /// What their backups take in the bucket, most first.
-        Stored = "stored": "a.stored_bytes", true, true;
+        Stored = "stored": "a.sorted_bytes", true, true;
     }
 }
 
@@ -33,20 +33,32 @@ pub struct ListedAgent {
     pub backups: u64,
 }
 
-/// Hosts with such labels.
+/// Hosts with such labels. What their backups take is summed up for the hosts of the page alone, unless they are sorted by it.
 pub fn query(selector: &Selector, paging: &Paging<AgentOrder>) -> Select {
-    let select = Select::new("SELECT a.*, a.id AS position_id, ")
-        .push(paging.order.expression())
-        .push(
-            " AS position_value FROM (SELECT a.*,
-                (SELECT CAST(COALESCE(SUM(t.stored_bytes), 0) AS BIGINT) FROM series_totals t
-                    WHERE t.agent_id = a.id) AS stored_bytes,
-                (SELECT CAST(COALESCE(SUM(t.backups), 0) AS BIGINT) FROM series_totals t
-                    WHERE t.agent_id = a.id) AS backups
-              FROM agents a) AS a WHERE 1 = 1",
-        )
-        .and_selected("a.id", selector);
-    paging.ordered(paging.and_after(select, "a.id"), "a.id")
+    let hosts = match paging.order {
+        AgentOrder::Stored => {
+            "(SELECT a.*, COALESCE(t.stored_bytes, 0) AS sorted_bytes FROM agents a
+                LEFT JOIN (SELECT agent_id, CAST(SUM(stored_bytes) AS BIGINT) AS stored_bytes
+                           FROM series_totals GROUP BY agent_id) AS t ON t.agent_id = a.id)"
+        }
+        AgentOrder::Name | AgentOrder::LastSeen | AgentOrder::Enrolled => "agents",
+    };
+    let select = Select::new(
+        "SELECT a.*,
+            (SELECT CAST(COALESCE(SUM(t.stored_bytes), 0) AS BIGINT) FROM series_totals t
+                WHERE t.agent_id = a.id) AS stored_bytes,
+            (SELECT CAST(COALESCE(SUM(t.backups), 0) AS BIGINT) FROM series_totals t
+                WHERE t.agent_id = a.id) AS backups
+         FROM (SELECT a.*, a.id AS position_id, ",
+    )
+    .push(paging.order.expression())
+    .push(" AS position_value FROM ")
+    .push(hosts)
+    .push(" AS a WHERE 1 = 1")
+    .and_selected("a.id", selector);
+    let page = paging.ordered(paging.and_after(select, "a.id"), "a.id");
+    let direction = paging.direction();
+    page.push(&format!(") AS a ORDER BY a.position_value {direction}, a.position_id {direction}"))
 }
 
 /// Runs [`query`].

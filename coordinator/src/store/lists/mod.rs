@@ -168,9 +168,13 @@ impl<O: Order> Paging<O> {
         select.bind(value).push(", ").bind(seen).push(")")
     }
 
+    fn direction(&self) -> &'static str {
+        if self.is_descending() { "DESC" } else { "ASC" }
+    }
+
     /// Appends order and limit.
     fn ordered(&self, select: Select, id: &str) -> Select {
-        let direction = if self.is_descending() { "DESC" } else { "ASC" };
+        let direction = self.direction();
         let expression = self.order.expression();
         select.push(&format!(" ORDER BY {expression} {direction}, {id} {direction} LIMIT ")).bind(self.limit)
     }
