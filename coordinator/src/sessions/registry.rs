@@ -336,7 +336,7 @@ mod tests {
         let (instance, address) = (InstanceId::from_bytes([1; 16]), "127.0.0.1:1".parse().unwrap());
         let closed = sessions.open(agent(2), 1, instance, Features::NONE, address, UnixMillis(0));
         sessions.move_all("test");
-        assert_eq!(asked.commands.try_recv(), Ok(Command::Reconnect { reason: "test".to_owned() }));
+        assert_eq!(asked.commands.try_recv(), Ok(Box::new(Command::Reconnect { reason: "test".to_owned() })));
         assert_eq!(
             (asked.closed.borrow().clone(), closed.closed.borrow().clone()),
             (None, Some(Closed::Moved))
