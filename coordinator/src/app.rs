@@ -404,24 +404,35 @@ impl Coordinator {
         });
     }
 
-    /// From policies to runs: one job for the whole installation.
+    /// From policies to runs: one job for the whole installation. A database that has forgotten what it did takes no
+    /// instant; once it is in step again, what came due meanwhile is made up for like any other absence.
     fn follow_schedules(&self, runtime: &Runtime) {
-        let scheduler = self.scheduler.clone();
+        let (core, scheduler) = (self.core.clone(), self.scheduler.clone());
         let every =
             Every::new("put policies in force", scheduler::ASSIGN_EVERY).or_when(self.policies.wake());
         runtime.on_leader(every, move |leader| {
-            let scheduler = scheduler.clone();
-            async move { scheduler.assign_once(Some(&leader)).await.map(drop) }
+            let (core, scheduler) = (core.clone(), scheduler.clone());
+            async move {
+                if core.standing.ready().await {
+                    scheduler.assign_once(Some(&leader)).await.map(drop)
+                } else {
+                    Ok(())
+                }
+            }
         });
-        let scheduler = self.scheduler.clone();
+        let (core, scheduler) = (self.core.clone(), self.scheduler.clone());
         runtime.on_leader(Every::new("follow schedules", scheduler::INTERVAL), move |leader| {
-            let scheduler = scheduler.clone();
-            async move { scheduler.run_once(&leader).await.map(drop) }
+            let (core, scheduler) = (core.clone(), scheduler.clone());
+            async move {
+                if core.standing.ready().await { scheduler.run_once(&leader).await.map(drop) } else { Ok(()) }
+            }
         });
-        let scheduler = self.scheduler.clone();
+        let (core, scheduler) = (self.core.clone(), self.scheduler.clone());
         runtime.on_leader(Every::new("measure promises", scheduler::PROMISES_EVERY), move |leader| {
-            let scheduler = scheduler.clone();
-            async move { scheduler.measure_promises(&leader).await }
+            let (core, scheduler) = (core.clone(), scheduler.clone());
+            async move {
+                if core.standing.ready().await { scheduler.measure_promises(&leader).await } else { Ok(()) }
+            }
         });
     }
 

@@ -15,7 +15,7 @@ use support::{World, recipient};
 /// All lines of a database.
 async fn exported(store: &Store) -> Vec<Vec<u8>> {
     let mut tx = store.snapshot().await.unwrap();
-    let mark = Mark { number: 1, generation: 2, mark: 3 };
+    let mark = Mark { number: 1, generation: 2, mark: 3, nonce: 4 };
     let head = lines::Head::new(RepositoryId::from_bytes([1; 16]), mark, "now".to_owned());
     let (mut all, mut count) = (vec![lines::head(&head)], 0);
     for table in export::tables(&mut tx).await.unwrap() {

@@ -213,6 +213,7 @@ impl From<RetentionError> for Status {
                 Self::failed_precondition(error.to_string())
             }
             E::Objects(ref inner) => objects(inner, &error),
+            E::Recovery(inner) => (*inner).into(),
             E::Access(ref inner) => access(inner, &error),
             E::Store(_) => internal(&error),
         }

@@ -71,7 +71,7 @@ actions! {
         PromiseBreak = "promise.break", PromiseKeep = "promise.keep",
         RunFinish = "run.finish", BackupResolve = "backup.resolve", BackupDamage = "backup.damage",
         BackupExpire = "backup.expire", BackupRemove = "backup.remove", SeriesCollect = "series.collect",
-        SeriesHalt = "series.halt", DeletionHalt = "deletion.halt",
+        SeriesHalt = "series.halt",
         RecoveryNotice = "recovery.notice",
     }
 }

@@ -169,7 +169,8 @@ impl OpContext {
         self.request_id
     }
 
-    /// Whether the caller may do `action` to `entity`; a refusal is audited. Enough by itself for what only reads.
+    /// Whether the caller may do `action` to `entity`; a refusal is audited. Enough by itself for what only reads. That
+    /// agents have to wait while the database is behind is on record once: they ask again and again.
     ///
     /// # Errors
     /// [`AccessError`], also where the refusal could not be recorded.
@@ -186,10 +187,14 @@ impl OpContext {
         };
         if allowed {
             // The coordinator's own work looks at the state by itself.
-            return match &self.actor {
+            let waits = match &self.actor {
                 Actor::Coordinator => Ok(()),
-                _ => Ok(self.core.standing.allows(action)?),
+                _ => self.core.standing.allows(action),
             };
+            if let (Err(error), Actor::Admin(_)) = (&waits, &self.actor) {
+                self.record_alone(action, entity, Outcome::Refused, Details::of_error(error)).await?;
+            }
+            return Ok(waits?);
         }
         self.record_alone(action, entity, Outcome::Refused, Details::none()).await?;
         Err(match &self.actor {

@@ -4,10 +4,14 @@
 //! is never ahead of the database that counted it, whatever crashes in between. A bucket that is ahead means that this
 //! database has forgotten what it once knew: it was set back. Marks are made at the start, within [`FOLLOW`] of every
 //! change, every [`INTERVAL`], and at a clean stop. What happens between a change and its mark, agents tell: they name the
-//! newest manifest they know in Hello ([`super::heads`]).
+//! newest manifest they know in Hello ([`super::heads`]). Before each round of deletion a mark is made too
+//! ([`super::deletion_begins`]), so that every copy of before is known.
+//!
+//! Two copies that both go on count alike; each mark has a random number, so the bucket shows that there are two.
 //!
 //! Comparing is a pure function, [`compare`]; [`Generations`] asks bucket and database, in this order.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -47,6 +51,8 @@ pub struct Mark {
     pub generation: u64,
     /// Counts marks within the generation.
     pub mark: u64,
+    /// Random: which of several copies counted it.
+    pub nonce: u64,
 }
 
 impl Mark {
@@ -55,22 +61,25 @@ impl Mark {
     /// # Errors
     /// Never: it is made of digits and dashes.
     pub fn key(&self) -> Result<ObjectKey, crate::objects::key::InvalidObjectKey> {
-        format!("{MARKS_PREFIX}{:010}-{:016x}-{:020}", self.number, self.generation, self.mark).parse()
+        let Self { number, generation, mark, nonce } = self;
+        format!("{MARKS_PREFIX}{number:010}-{generation:016x}-{mark:020}-{nonce:016x}").parse()
     }
 
     /// The mark that `key` names.
     pub fn parse(key: &str) -> Option<Self> {
-        let mut parts = key.strip_prefix(MARKS_PREFIX)?.splitn(3, '-');
+        let mut parts = key.strip_prefix(MARKS_PREFIX)?.splitn(4, '-');
         let number = parts.next()?.parse().ok()?;
         let generation = u64::from_str_radix(parts.next()?, 16).ok()?;
-        let mark = Self { number, generation, mark: parts.next()?.parse().ok()? };
+        let mark = parts.next()?.parse().ok()?;
+        let nonce = u64::from_str_radix(parts.next()?, 16).ok()?;
+        let mark = Self { number, generation, mark, nonce };
         mark.key().ok().filter(|own| own.as_str() == key).map(|_| mark)
     }
 }
 
 impl From<&GenerationRow> for Mark {
     fn from(row: &GenerationRow) -> Self {
-        Self { number: row.number, generation: row.id, mark: row.mark }
+        Self { number: row.number, generation: row.id, mark: row.mark, nonce: row.nonce }
     }
 }
 
@@ -103,6 +112,17 @@ pub fn compare(database: Mark, database_trust: u64, bucket: &Side) -> Option<Str
             ));
         }
         _ => {}
+    }
+    let own = bucket.marks.iter().chain([&database]);
+    let own = own.filter(|mark| (mark.number, mark.generation) == (database.number, database.generation));
+    let mut counted = BTreeMap::new();
+    for mark in own {
+        if *counted.entry(mark.mark).or_insert(mark.nonce) != mark.nonce {
+            return Some(format!(
+                "two copies of this database are in use: both have counted mark {}",
+                mark.mark
+            ));
+        }
     }
     (bucket.trust > database_trust).then(|| {
         format!(
@@ -204,18 +224,20 @@ impl Generations {
         Ok(())
     }
 
-    /// Counts one more mark and puts it into the bucket; older ones go.
+    /// Counts one more mark and puts it into the bucket; older ones go. `false` where another generation has begun, or the
+    /// database recovers: then there is none.
     ///
     /// # Errors
     /// Those of database and bucket.
-    pub async fn mark(&self, bucket: &Side) -> Result<(), RecoveryError> {
-        let id = self.core.standing.generation();
-        let counted = self
-            .core
-            .store
-            .run_tx("count a mark", move |tx, _| async move { generation::next_mark(tx, id).await }.boxed())
-            .await?;
-        let Some(row) = counted else { return self.refresh().await };
+    pub async fn mark(&self, bucket: &Side) -> Result<bool, RecoveryError> {
+        let (id, nonce) = (self.core.standing.generation(), random(&self.core));
+        let count = self.core.store.run_tx("count a mark", move |tx, _| {
+            async move { generation::next_mark(tx, id, nonce).await }.boxed()
+        });
+        let Some(row) = count.await? else {
+            self.refresh().await?;
+            return Ok(false);
+        };
         let mark = Mark::from(&row);
         self.put(&mark).await?;
         let old = |other: &&Mark| {
@@ -225,7 +247,7 @@ impl Generations {
         for old in bucket.marks.iter().filter(old) {
             self.objects.delete(&old.key()?, None).await?;
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Puts a mark that the database has.
@@ -295,8 +317,13 @@ impl Generations {
 
     async fn round(&self) -> Result<(), RecoveryError> {
         let bucket = self.check().await?;
-        if self.core.standing.serving().is_ok() { self.mark(&bucket).await } else { Ok(()) }
+        if self.core.standing.serving().is_ok() { self.mark(&bucket).await.map(drop) } else { Ok(()) }
     }
+}
+
+/// A random number that both databases and JSON can carry.
+pub(super) fn random(core: &Core) -> u64 {
+    u64::from_le_bytes(core.random.bytes()) >> 1
 }
 
 #[cfg(test)]
@@ -304,16 +331,19 @@ mod tests {
     use super::*;
 
     const fn mark(number: u64, generation: u64, mark: u64) -> Mark {
-        Mark { number, generation, mark }
+        Mark { number, generation, mark, nonce: 0xcd }
     }
 
     #[test]
     fn names_and_marks_are_one_to_one() {
         let one = mark(2, 0xab, 17);
         let key = one.key().unwrap().to_string();
-        assert_eq!(key, "coordinator/marks/0000000002-00000000000000ab-00000000000000000017");
+        assert_eq!(
+            key,
+            "coordinator/marks/0000000002-00000000000000ab-00000000000000000017-00000000000000cd"
+        );
         assert_eq!(Mark::parse(&key), Some(one));
-        for bad in ["coordinator/marks/2-ab-17", "coordinator/marks/x", "trust/1", &format!("{key}0")] {
+        for bad in ["coordinator/marks/2-ab-17-cd", "coordinator/marks/x", "trust/1", &format!("{key}0")] {
             assert_eq!(Mark::parse(bad), None, "{bad}");
         }
     }
@@ -322,6 +352,7 @@ mod tests {
     fn only_a_database_that_has_forgotten_is_behind() {
         let side = |marks: &[Mark], trust| Side { marks: marks.to_vec(), trust };
         let own = mark(2, 7, 5);
+        let other = |mark| Mark { nonce: 0xef, ..mark };
         for (bucket, trust, behind) in [
             (side(&[], 0), 0, false),              // new, or its first mark is on its way
             (side(&[mark(2, 7, 5)], 1), 1, false), // in step
@@ -334,6 +365,9 @@ mod tests {
             (side(&[mark(3, 8, 1)], 1), 1, true),  // the copy from before a recovery
             (side(&[], 1), 0, true),               // a new database beside an old bucket
             (side(&[mark(2, 7, 5)], 3), 2, true),  // set back over a change of the policy
+            (side(&[other(mark(2, 7, 5))], 1), 1, true), // another copy counted as far
+            (side(&[mark(2, 7, 4), other(mark(2, 7, 4))], 1), 1, true), // and earlier
+            (side(&[mark(1, 9, 4), other(mark(1, 9, 4))], 1), 1, false), // before a recovery
         ] {
             assert_eq!(compare(own, trust, &bucket).is_some(), behind, "{bucket:?} {trust}");
         }

@@ -67,7 +67,7 @@ impl Head {
 
     /// How new the database was.
     pub fn mark(&self) -> Mark {
-        Mark { number: self.generation, generation: self.generation_id, mark: self.mark }
+        Mark { number: self.generation, generation: self.generation_id, mark: self.mark, nonce: 0 }
     }
 }
 
@@ -196,7 +196,7 @@ mod tests {
 
     #[test]
     fn lines_come_back_as_they_were_written() {
-        let mark = Mark { number: 2, generation: u64::MAX >> 1, mark: 9 };
+        let mark = Mark { number: 2, generation: u64::MAX >> 1, mark: 9, nonce: 0 };
         let begun = Head::new(RepositoryId::from_bytes([1; 16]), mark, "2026-11-22T03:00:00Z".to_owned());
         assert_eq!(begun.mark(), mark);
         assert_eq!(parse(1, &head(&begun)), Ok(Line::Head(begun)));
@@ -250,7 +250,7 @@ mod tests {
         }
         let newer = String::from_utf8(head(&Head::new(
             RepositoryId::from_bytes([1; 16]),
-            Mark { number: 1, generation: 1, mark: 1 },
+            Mark { number: 1, generation: 1, mark: 1, nonce: 0 },
             String::new(),
         )));
         let newer = newer.unwrap().replace("\"format\":1", "\"format\":2");

@@ -140,6 +140,20 @@ fn list(all: &[Sha256]) -> String {
     all.iter().map(Sha256::to_string).collect::<Vec<_>>().join(", ")
 }
 
+/// Makes every copy of the database that there is by now recognisable: counts a mark and puts it into the bucket. Call it
+/// before a round of deletions, and delete nothing where it fails.
+///
+/// # Errors
+/// As [`deletion_allowed`].
+pub async fn deletion_begins(core: &Core, objects: &ObjectStore) -> Result<(), RecoveryError> {
+    core.standing.serving()?;
+    let generations = Generations::new(core.clone(), objects.clone());
+    let bucket = generations.check().await?;
+    core.standing.serving()?;
+    // Another generation has just begun: it was not compared yet.
+    if generations.mark(&bucket).await? { Ok(()) } else { Err(NotServing::Unchecked.into()) }
+}
+
 /// Whether anything may be deleted from the bucket now. Asks bucket and database anew: call it before each batch of
 /// deletions, and delete nothing where it fails.
 ///

@@ -2,11 +2,12 @@
 //!
 //! | state | what waits |
 //! |---|---|
-//! | [`State::Unchecked`] (a few milliseconds after the start, or for as long as the bucket is away) | dispatch, deletion, writes of agents |
+//! | [`State::Unchecked`] (a few milliseconds after the start, or for as long as the bucket is away) | schedules, dispatch, deletion, writes of agents |
 //! | [`State::Serving`] | nothing |
-//! | [`State::Recovering`] | the same, and enrolment, tokens, trust policies and new runs: all that the recovery could contradict |
+//! | [`State::Recovering`] | the same, and what the recovery could contradict (enrolment, tokens, trust policies, new runs), and what lets something go (deleting and releasing backups, policies, retiring hosts) |
 //!
-//! Reading and restoring always work, certificates are always renewed, and hosts can always be revoked.
+//! Reading and restoring always work, certificates are always renewed, and what only protects always goes: holding and
+//! undeleting backups, pausing schedules, revoking hosts and tokens.
 
 use std::fmt;
 use std::sync::Arc;
@@ -108,7 +109,16 @@ impl Standing {
         match action {
             A::SessionOpen | A::CertificateRenew | A::SeriesAhead => Ok(()),
             _ if action.subject() == Subject::Agent => self.serving(),
-            A::AgentEnroll | A::TokenCreate | A::TrustSet | A::RunStart => match self.serving() {
+            A::AgentEnroll
+            | A::TokenCreate
+            | A::TrustSet
+            | A::RunStart
+            | A::BackupDelete
+            | A::BackupRelease
+            | A::PolicyApply
+            | A::PolicyRollback
+            | A::PolicyDelete
+            | A::AgentRetire => match self.serving() {
                 Err(NotServing::Unchecked) => Ok(()),
                 other => other,
             },
@@ -177,7 +187,8 @@ mod tests {
 
     fn row(recovering: Option<&str>) -> GenerationRow {
         let recovering = recovering.map(str::to_owned);
-        GenerationRow { number: 1, id: 7, mark: 0, recovering, changed: UnixMillis(0), backup: UnixMillis(0) }
+        let (changed, backup) = (UnixMillis(0), UnixMillis(0));
+        GenerationRow { number: 1, id: 7, mark: 0, nonce: 0, recovering, changed, backup }
     }
 
     #[test]
@@ -200,8 +211,14 @@ mod tests {
                 "attempt.answer",
                 "attempt.fail",
                 "token.create",
+                "agent.retire",
                 "trust.set",
-                "run.start"
+                "run.start",
+                "backup.delete",
+                "backup.release",
+                "policy.apply",
+                "policy.rollback",
+                "policy.delete"
             ]
         );
         standing.forget();

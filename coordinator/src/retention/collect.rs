@@ -3,10 +3,13 @@
 //! One series at a time, in steps that may each be the last:
 //!
 //! 1. states move, in one transaction ([`packs::plan`]);
-//! 2. if something is to be deleted: database and bucket belong together ([`generation`]), and the bucket's manifests are
-//!    those that the database knows ([`compare`]); if not, that is recorded, and nothing is deleted;
+//! 2. if something is to be deleted: the database is in step with the bucket, every copy of it that there is by now can be
+//!    known as one ([`recovery`]), and the bucket's manifests are those that the database knows ([`compare`]); if not, that
+//!    is recorded, and nothing is deleted;
 //! 3. expired backups become deleting, in a transaction; their manifests are deleted, with all versions; they are deleted;
 //! 4. doomed packs become deleting, in a transaction of its own; the objects are deleted; they are deleted.
+//!
+//! Whether the database is in step is asked again before each batch of 3 and 4.
 //!
 //! What is deleting stays so until its object is gone: a store that refuses (a lock) is asked again the next round.
 
@@ -20,12 +23,12 @@ use sealift_common::id::{BackupId, SeriesId};
 
 use super::beside::Operation;
 use super::compare::compare;
-use super::generation::Permission;
 use super::packs::{self, Backup, CollectPlan, Newest, Series};
 use super::states::BackupState;
 use super::{Retention, RetentionError, series_entity};
 use crate::audit::{Action, Details, OpContext, Outcome};
 use crate::objects::Deletion;
+use crate::recovery::{self, RecoveryError};
 use crate::store::retention::{self, KeptBackup, PackMove, StoredPack};
 use crate::store::{StoreError, Tx, series_operations};
 
@@ -33,6 +36,8 @@ use crate::store::{StoreError, Tx, series_operations};
 const LEASE: Duration = Duration::from_secs(15 * 60);
 /// Objects deleted at the same time.
 const PARALLEL: usize = 8;
+/// Objects that are deleted before it is asked again whether anything may be.
+const ASK_EVERY: usize = 500;
 /// Packs deleted in one round of one series; the next round goes on.
 const BATCH: u64 = 10_000;
 
@@ -55,18 +60,19 @@ pub struct Collected {
     pub halted: bool,
 }
 
-/// A round over many series asks once whether anything may be deleted.
+/// A round over many series makes one mark, before the first of them deletes anything.
 #[derive(Debug, Default)]
-pub struct Round(Option<Option<Permission>>);
+pub struct Round {
+    marked: bool,
+}
 
-impl Round {
-    async fn permission(&mut self, retention: &Retention) -> Result<Option<Permission>, RetentionError> {
-        if let Some(known) = &self.0 {
-            return Ok(known.clone());
-        }
-        let permission = retention.permission().await?;
-        Ok(self.0.insert(permission).clone())
-    }
+/// Why nothing may be deleted.
+#[derive(Debug)]
+enum Halt {
+    /// The database is not in step with the bucket: on record once, for all series.
+    NotServing,
+    /// The series is another in the bucket.
+    Differs(String),
 }
 
 /// Packs and backups of a series, and what is to be done with them.
@@ -103,14 +109,33 @@ impl Retention {
         let plan = self.move_packs(ctx, series).await?;
         let mut halt = None;
         if !plan.delete_backups.is_empty() || !plan.delete_packs.is_empty() {
-            halt = self.halted(series, round).await?;
-            if halt.is_none() {
-                self.delete_manifests(ctx, series, done).await?;
-                self.delete_packs(ctx, series, done).await?;
-            }
+            halt = self.delete_due(ctx, series, round, done).await?.err();
         }
         done.halted = halt.is_some();
-        self.note_round(ctx, series, halt).await
+        match halt {
+            // It comes again as soon as they are in step.
+            Some(Halt::NotServing) => Ok(()),
+            Some(Halt::Differs(why)) => self.note_round(ctx, series, Some(why)).await,
+            None => self.note_round(ctx, series, None).await,
+        }
+    }
+
+    async fn delete_due(
+        &self,
+        ctx: &OpContext,
+        series: SeriesId,
+        round: &mut Round,
+        done: &mut Collected,
+    ) -> Result<Result<(), Halt>, RetentionError> {
+        if let Err(halt) = self.may_begin(series, round).await? {
+            return Ok(Err(halt));
+        }
+        // The bucket's next mark follows what is deleted here.
+        self.core.standing.touch();
+        if let Err(halt) = self.delete_manifests(ctx, series, done).await? {
+            return Ok(Err(halt));
+        }
+        self.delete_packs(ctx, series, done).await
     }
 
     async fn take(&self, series: SeriesId) -> Result<bool, RetentionError> {
@@ -207,18 +232,28 @@ impl Retention {
             .await
     }
 
-    /// Why nothing may be deleted in this series, if so.
-    async fn halted(&self, series: SeriesId, round: &mut Round) -> Result<Option<String>, RetentionError> {
-        let foreign = "the database is not the one that last deleted in this bucket".to_owned();
-        let Some(permission) = round.permission(self).await? else { return Ok(Some(foreign)) };
-        if !permission.holds(&self.objects).await? {
-            return Ok(Some(foreign));
+    /// Whether anything may be deleted in this series.
+    async fn may_begin(
+        &self,
+        series: SeriesId,
+        round: &mut Round,
+    ) -> Result<Result<(), Halt>, RetentionError> {
+        if !round.marked {
+            if let Err(halt) = halted(recovery::deletion_begins(&self.core, &self.objects).await)? {
+                return Ok(Err(halt));
+            }
+            round.marked = true;
         }
         let before = self.read_backups(series).await?;
         let listed = self.backups.listed_manifests(series).await?;
         let after = self.read_backups(series).await?;
         let compared = compare(series, &before, &listed, &after, self.core.clock.now());
-        Ok(compared.err().map(|difference| difference.to_string()))
+        Ok(compared.map_err(|difference| Halt::Differs(difference.to_string())))
+    }
+
+    /// Asked before each batch.
+    async fn may_go_on(&self) -> Result<Result<(), Halt>, RetentionError> {
+        halted(recovery::deletion_allowed(&self.core, &self.objects).await)
     }
 
     async fn read_backups(&self, series: SeriesId) -> Result<Vec<KeptBackup>, StoreError> {
@@ -230,8 +265,13 @@ impl Retention {
         ctx: &OpContext,
         series: SeriesId,
         done: &mut Collected,
-    ) -> Result<(), RetentionError> {
-        for backup in self.begin_deleting_backups(ctx, series).await? {
+    ) -> Result<Result<(), Halt>, RetentionError> {
+        for (place, backup) in self.begin_deleting_backups(ctx, series).await?.into_iter().enumerate() {
+            if place % ASK_EVERY == 0
+                && let Err(halt) = self.may_go_on().await?
+            {
+                return Ok(Err(halt));
+            }
             let name =
                 ObjectName::Manifest { series, sequence: backup.sequence, sha256: backup.manifest_sha256 };
             match self.objects.delete_for_good(&name.into()).await.map_err(RetentionError::Objects)? {
@@ -245,7 +285,7 @@ impl Retention {
                 }
             }
         }
-        Ok(())
+        Ok(Ok(()))
     }
 
     async fn begin_deleting_backups(
@@ -312,40 +352,49 @@ impl Retention {
         ctx: &OpContext,
         series: SeriesId,
         done: &mut Collected,
+    ) -> Result<Result<(), Halt>, RetentionError> {
+        let mut deleting = self.begin_deleting_packs(ctx, series).await?;
+        while !deleting.is_empty() {
+            let batch = deleting.drain(..deleting.len().min(ASK_EVERY)).collect();
+            if let Err(halt) = self.may_go_on().await? {
+                return Ok(Err(halt));
+            }
+            self.delete_batch(ctx, series, batch, done).await?;
+        }
+        Ok(Ok(()))
+    }
+
+    async fn delete_batch(
+        &self,
+        ctx: &OpContext,
+        series: SeriesId,
+        batch: Vec<(u32, StoredPack)>,
+        done: &mut Collected,
     ) -> Result<(), RetentionError> {
-        let deleting = self.begin_deleting_packs(ctx, series).await?;
-        let outcomes = futures::stream::iter(deleting)
+        let mut outcomes = futures::stream::iter(batch)
             .map(|(ordinal, pack)| async move {
                 let name: ObjectName = ObjectName::Pack { series, sha256: pack.sha256 };
-                let outcome = self.objects.delete_for_good(&name.into()).await;
-                Ok::<_, RetentionError>((ordinal, pack, outcome.map_err(RetentionError::Objects)?))
+                (ordinal, pack, self.objects.delete_for_good(&name.into()).await)
             })
             .buffer_unordered(PARALLEL);
-        let mut outcomes = outcomes.chunks(BATCH as usize / 20);
-        while let Some(chunk) = outcomes.next().await {
-            let (mut gone, mut bytes) = (RoaringBitmap::new(), 0);
-            let mut failed = None;
-            for outcome in chunk {
-                match outcome {
-                    Ok((ordinal, pack, Deletion::Gone)) => {
-                        gone.insert(ordinal);
-                        bytes += pack.size;
-                    }
-                    Ok((_, pack, Deletion::Refused { why })) => {
-                        tracing::info!(pack = %pack.sha256, why, "the store does not delete a pack yet");
-                        done.refused += 1;
-                    }
-                    Err(error) => failed = Some(error),
+        let (mut gone, mut bytes, mut failed) = (RoaringBitmap::new(), 0, None);
+        while let Some((ordinal, pack, outcome)) = outcomes.next().await {
+            match outcome {
+                Ok(Deletion::Gone) => {
+                    gone.insert(ordinal);
+                    bytes += pack.size;
                 }
-            }
-            self.end_deleting_packs(ctx, series, &gone, bytes).await?;
-            done.packs += gone.len() as usize;
-            done.bytes += bytes;
-            if let Some(error) = failed {
-                return Err(error);
+                Ok(Deletion::Refused { why }) => {
+                    tracing::info!(pack = %pack.sha256, why, "the store does not delete a pack yet");
+                    done.refused += 1;
+                }
+                Err(error) => failed = Some(error),
             }
         }
-        Ok(())
+        self.end_deleting_packs(ctx, series, &gone, bytes).await?;
+        done.packs += gone.len() as usize;
+        done.bytes += bytes;
+        failed.map_or(Ok(()), |error| Err(RetentionError::Objects(error)))
     }
 
     /// Doomed to deleting: its own transaction, before the bucket is touched, and final.
@@ -436,6 +485,15 @@ impl Retention {
                 .boxed()
             })
             .await
+    }
+}
+
+/// What recovery says, as a reason to delete nothing; what it could not find out is an error.
+fn halted(said: Result<(), RecoveryError>) -> Result<Result<(), Halt>, RetentionError> {
+    match said {
+        Ok(()) => Ok(Ok(())),
+        Err(RecoveryError::NotServing(_)) => Ok(Err(Halt::NotServing)),
+        Err(error) => Err(Box::new(error).into()),
     }
 }
 

@@ -12,13 +12,12 @@
 //! | [`expire`] | rules are applied |
 //! | [`collect`] | packs change their states; manifests and packs are deleted |
 //! | [`compare`] | before that, the bucket's manifests are compared with the database; pure |
-//! | [`generation`] | and a database set back to an earlier copy is recognised |
 //! | [`reconcile`] | the leader goes through all series, round after round |
 //!
 //! Deleting is plan, then execute. A plan is made in the transaction that acts on it, from what that transaction has read,
 //! with the series locked. `deleting` is recorded, for good, before the bucket is touched; what a crash interrupts is taken
 //! up by the next round. Only the coordinator deletes, manifests before packs, and what the database does not know it never
-//! touches.
+//! touches. Before each batch [`crate::recovery`] is asked whether this database is the one that knows the bucket.
 //!
 //! To add a rule: a field of [`rules::RetentionRules`] and a line in [`plan`]. To add an operation on series: a variant of
 //! [`beside::Operation`], a row and a column of its table.
@@ -29,7 +28,6 @@ pub mod beside;
 pub mod collect;
 pub mod compare;
 pub mod expire;
-pub mod generation;
 pub mod packs;
 pub mod plan;
 pub mod reconcile;
@@ -43,6 +41,7 @@ use crate::backups::{BackupError, Backups};
 use crate::core::Core;
 use crate::identity::IdentityError;
 use crate::objects::{ObjectError, ObjectStore};
+use crate::recovery::RecoveryError;
 use crate::runtime::Leader;
 use crate::store::retention::KeptBackup;
 use crate::store::{StoreError, Tx, sources};
@@ -144,6 +143,9 @@ pub enum RetentionError {
     /// The object store.
     #[error("the object store could not be asked")]
     Objects(#[source] ObjectError),
+    /// Whether the database is in step with the bucket is not known.
+    #[error("it cannot be said whether anything may be deleted")]
+    Recovery(#[from] Box<RecoveryError>),
     /// Not allowed.
     #[error(transparent)]
     Access(#[from] AccessError),
@@ -161,7 +163,7 @@ impl OpError for RetentionError {
             Self::Backup(inner) => inner.is_refusal(),
             Self::LastGood { .. } | Self::Held { .. } | Self::InUse { .. } | Self::State { .. } => true,
             Self::Hold { .. } | Self::Reason => true,
-            Self::Agent(_) | Self::Objects(_) | Self::Access(_) | Self::Store(_) => false,
+            Self::Agent(_) | Self::Objects(_) | Self::Recovery(_) | Self::Access(_) | Self::Store(_) => false,
         }
     }
 }

@@ -51,7 +51,6 @@ impl Retention {
     /// # Errors
     /// The database's own, where it cannot say what is due.
     pub async fn reconcile_once(&self) -> Result<Reconciled, RetentionError> {
-        self.check_generation().await?;
         let now = self.core.clock.now();
         let (to_list, to_collect) = {
             let mut reader = self.core.store.reader().await?;

@@ -14,6 +14,8 @@ pub struct GenerationRow {
     pub id: u64,
     /// The high-water mark: counted here first, then put into the bucket.
     pub mark: u64,
+    /// Random, new with each mark: another copy of this database that counts as far says another one.
+    pub nonce: u64,
     /// Why the database is not to be believed; `None` while it is.
     pub recovering: Option<String>,
     /// When that changed.
@@ -28,6 +30,7 @@ fn decode(row: Row) -> Result<GenerationRow, sqlx::Error> {
         number: number(&row, "number")?,
         id: number(&row, "id")?,
         mark: number(&row, "mark")?,
+        nonce: number(&row, "mark_nonce")?,
         recovering: (state == "recovering").then_some(reason),
         changed: UnixMillis(row.try_get("changed_ms")?),
         backup: UnixMillis(row.try_get("backup_ms")?),
@@ -67,11 +70,13 @@ pub async fn get(tx: &mut Tx) -> Result<GenerationRow, StoreError> {
 ///
 /// # Errors
 /// The database's own.
-pub async fn next_mark(tx: &mut Tx, id: u64) -> Result<Option<GenerationRow>, StoreError> {
+pub async fn next_mark(tx: &mut Tx, id: u64, nonce: u64) -> Result<Option<GenerationRow>, StoreError> {
     sqlx::query(
-        "UPDATE generation SET mark = mark + 1 WHERE one = 1 AND id = $1 AND state = 'serving' RETURNING *",
+        "UPDATE generation SET mark = mark + 1, mark_nonce = $2
+         WHERE one = 1 AND id = $1 AND state = 'serving' RETURNING *",
     )
     .bind(as_i64(id))
+    .bind(as_i64(nonce))
     .try_map(decode)
     .fetch_optional(tx)
     .await
@@ -95,18 +100,19 @@ pub async fn set_recovering(tx: &mut Tx, reason: &str, now: UnixMillis) -> Resul
     Ok(done.rows_affected() > 0)
 }
 
-/// The database is in step again: a new generation begins.
+/// The database is in step again: a new generation begins, with its first mark.
 ///
 /// # Errors
 /// The database's own.
-pub async fn renew(tx: &mut Tx, number: u64, id: u64, now: UnixMillis) -> Result<(), StoreError> {
+pub async fn renew(tx: &mut Tx, number: u64, id: u64, nonce: u64, now: UnixMillis) -> Result<(), StoreError> {
     sqlx::query(
-        "UPDATE generation SET number = $1, id = $2, mark = 1, state = 'serving', reason = '', changed_ms = $3,
-                claimed_ms = 0 WHERE one = 1",
+        "UPDATE generation SET number = $1, id = $2, mark = 1, mark_nonce = $4, state = 'serving', reason = '',
+                changed_ms = $3, claimed_ms = 0 WHERE one = 1",
     )
     .bind(as_i64(number))
     .bind(as_i64(id))
     .bind(now.0)
+    .bind(as_i64(nonce))
     .execute(tx)
     .await
     .map_err(failed("begin a generation"))?;

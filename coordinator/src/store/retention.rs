@@ -509,18 +509,6 @@ pub async fn due_for_listing(
     .map_err(failed("find series to list"))
 }
 
-/// Forgets when series were listed: before anything refers to their packs, they are listed again.
-///
-/// # Errors
-/// The database's own.
-pub async fn forget_listings(tx: &mut Tx) -> Result<(), StoreError> {
-    sqlx::query("DELETE FROM series_listings")
-        .execute(tx)
-        .await
-        .map(drop)
-        .map_err(failed("forget when series were listed"))
-}
-
 /// Why nothing is deleted in a series, and since when.
 ///
 /// # Errors

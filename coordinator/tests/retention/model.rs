@@ -18,16 +18,18 @@ use sealift_common::crypto::key_file::generate_identity;
 use sealift_common::format::manifest::{Manifest, ManifestObject};
 use sealift_common::format::names::ObjectName;
 use sealift_common::id::{BackupId, LeaseId, Random};
+use sealift_coordinator::audit::OpContext;
 use sealift_coordinator::backups::BackupError;
 use sealift_coordinator::backups::prepare::PrepareAnswer;
 use sealift_coordinator::backups::query::{BackupQuery, BackupView};
 use sealift_coordinator::objects::Put;
+use sealift_coordinator::recovery::{Generations, Mark, Names, Reconciler, deletion_allowed};
 use sealift_coordinator::retention::collect::Round;
 use sealift_coordinator::retention::rules::RetentionRules;
 use sealift_coordinator::retention::{Retention, RetentionError, packs::GRACE};
 use sealift_coordinator::runs::{AttemptRef, Report};
 use sealift_coordinator::store::lists::Paging;
-use sealift_coordinator::store::retention as rows;
+use sealift_coordinator::store::{generation as rows_of_generation, retention as rows};
 
 use super::host::{Data, Host, bytes_of};
 use super::restore::{Lease, Restorer};
@@ -79,10 +81,8 @@ struct Model {
     vanished: BTreeSet<String>,
     manifests: HashMap<String, Vec<String>>,
     attempt: Option<AttemptRef>,
-    /// A copy of the database, and which generations it knows.
-    copy: Option<(PathBuf, Option<String>)>,
-    /// The database was set back: nothing may be deleted any more.
-    set_back: bool,
+    /// A copy of the database, and its newest mark.
+    copy: Option<(PathBuf, Mark)>,
     next_chunk: u64,
     log: Vec<String>,
     /// Packs that collection deleted, as far as it lived to tell.
@@ -113,7 +113,6 @@ impl Model {
             manifests: HashMap::new(),
             attempt: None,
             copy: None,
-            set_back: false,
             next_chunk: 8,
             log: Vec::new(),
             deleted: 0,
@@ -359,20 +358,10 @@ impl Model {
 
     async fn collect(&mut self, crash: Option<u64>) -> String {
         let mut round = Round::default();
-        let before: BTreeSet<String> = self.world.bucket().await.into_iter().collect();
         let work = self.retention.collect(self.host.agent.series, &mut round);
         let outcome = crash_after(crash.unwrap_or(u64::MAX), work).await;
         let done = outcome.map(Result::unwrap);
         self.deleted += done.map_or(0, |done| done.packs);
-        if self.set_back {
-            let after: BTreeSet<String> = self.world.bucket().await.into_iter().collect();
-            let gone: Vec<_> = before.difference(&after).collect();
-            assert!(
-                gone.is_empty(),
-                "{}: deleted under a database that was set back: {gone:?}",
-                self.history()
-            );
-        }
         if crash.is_some() {
             // Another process takes over once the lease of the dead one has ended.
             self.world.clock.advance(Duration::from_secs(16 * 60));
@@ -466,15 +455,27 @@ impl Model {
         "resolve".into()
     }
 
-    /// Copies the database, or goes back to the copy, as somebody does who restores last night's file.
+    /// The mark that the database has counted last.
+    async fn own_mark(&self) -> Mark {
+        let mut reader = self.world.core.store.reader().await.unwrap();
+        Mark::from(&rows_of_generation::get(&mut reader).await.unwrap())
+    }
+
+    /// Copies the database, or goes back to the copy, as somebody does who restores last night's file. Where something was
+    /// deleted since, or a mark followed what was written, it is noticed: nothing is deleted any more, until a recovery.
     async fn copy_or_set_back(&mut self) -> String {
-        let generations = self.world.fact("deletion_generations").await;
+        if self.one_in(2) {
+            // What a coordinator that serves does within seconds of a change.
+            let generations = Generations::new(self.world.core.clone(), self.world.objects.clone());
+            generations.mark(&generations.check().await.unwrap()).await.unwrap();
+        }
+        let mark = self.own_mark().await;
         let Some((copy, known)) = self.copy.take() else {
-            self.copy = Some((self.world.copy_database().await, generations));
+            self.copy = Some((self.world.copy_database().await, mark));
             return "the database is copied".into();
         };
         self.end_attempt().await;
-        let deleted_since = generations != known;
+        let noticed = mark != known;
         self.world.set_database_back(&copy).await;
         self.retention = self.world.retention();
         self.attempt = None;
@@ -482,13 +483,38 @@ impl Model {
         // Restores and holds of which the copy knows nothing are gone, and so is what was asked since.
         self.restores.clear();
         self.held.clear();
-        self.set_back |= deleted_since;
+        let before: BTreeSet<String> = self.world.bucket().await.into_iter().collect();
         // What a coordinator does when it starts, and within a day: what vanished meanwhile is noticed again.
+        let allowed = deletion_allowed(&self.world.core, &self.world.objects).await;
+        assert_eq!(allowed.is_err(), noticed, "{}{mark:?} {known:?}: {allowed:?}", self.history());
         self.retention.reconcile_once().await.unwrap();
         let admin = self.world.as_admin();
         self.world.backups.check_listing(&admin, self.host.agent.series).await.unwrap();
+        if noticed {
+            self.collect(None).await;
+            let after: BTreeSet<String> = self.world.bucket().await.into_iter().collect();
+            let gone: Vec<_> = before.difference(&after).collect();
+            assert!(gone.is_empty(), "{}deleted under an older copy: {gone:?}", self.history());
+            self.recover().await;
+        }
         self.resync_holds().await;
-        format!("set back (deleted since: {deleted_since})")
+        format!("set back (noticed: {noticed})")
+    }
+
+    /// Brings the database in step with the bucket; the first try may be cut off.
+    async fn recover(&mut self) {
+        let roots = vec![self.world.root_fingerprint()];
+        let world = &self.world;
+        let reconciler =
+            Reconciler::new(world.core.clone(), world.objects.clone(), world.backups.clone(), roots);
+        let ctx = OpContext::coordinator(&world.core);
+        let awaits = if self.one_in(2) { self.below(MAX_AWAITS * 4) } else { u64::MAX };
+        if crash_after(awaits, reconciler.run(&ctx, Names::default())).await.is_none_or(|done| done.is_err())
+        {
+            reconciler.run(&ctx, Names::default()).await.unwrap();
+        }
+        deletion_allowed(&world.core, &world.objects).await.unwrap();
+        world.end_attempts().await;
     }
 
     async fn resync_holds(&mut self) {
@@ -604,7 +630,7 @@ impl Model {
     /// When nobody wants anything any more, only what is wanted is left: nothing leaks.
     async fn settle(&mut self) {
         self.end_attempt().await;
-        if self.set_back || self.log.iter().any(|step| step.starts_with("set back")) {
+        if self.log.iter().any(|step| step.starts_with("set back")) {
             return;
         }
         let rules = RetentionRules { last: 1, ..RetentionRules::default() };

@@ -2,14 +2,17 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
 use sealift_common::crypto::Recipient;
 use sealift_common::format::names::ObjectName;
 use sealift_common::id::BackupId;
 use sealift_coordinator::backups::BackupError;
 use sealift_coordinator::backups::begin::Begun;
 use sealift_coordinator::backups::query::BackupQuery;
-use sealift_coordinator::objects::{ByteRange, Put};
+use sealift_coordinator::objects::Put;
+use sealift_coordinator::policy::Policies;
+use sealift_coordinator::policy::service::Terms;
+use sealift_coordinator::recovery::generation::MARKS_PREFIX;
+use sealift_coordinator::recovery::{Generations, Mark, deletion_allowed};
 use sealift_coordinator::retention::admin::PlanQuery;
 use sealift_coordinator::retention::beside::Operation;
 use sealift_coordinator::retention::collect::{Collected, Round};
@@ -265,9 +268,9 @@ async fn a_difference_stops_deletion(database: Database) {
     assert!(events[0].details.contains("the database does not know it"), "{events:?}");
     let (plans, _) = retention.plans(&world.as_admin(), &everything()).await.unwrap();
     assert!(plans[0].halted.as_ref().is_some_and(|why| why.contains("manifests/")));
-    let generation = "coordinator/generation".to_owned();
-    let same =
-        |names: Vec<String>| -> Vec<String> { names.into_iter().filter(|n| *n != generation).collect() };
+    let same = |names: Vec<String>| -> Vec<String> {
+        names.into_iter().filter(|name| !name.starts_with(MARKS_PREFIX)).collect()
+    };
     assert_eq!(same(world.bucket().await), same(before));
 
     // It is gone again, and deletion goes on.
@@ -277,20 +280,93 @@ async fn a_difference_stops_deletion(database: Database) {
     assert_eq!(world.audited("series.halt", "done").await.len(), 2);
 }
 
-async fn another_generation_stops_deletion(database: Database) {
-    let (world, agent, who, retention) = world(database).await;
-    let old = lone_backup(&world, &agent, &who, 1).await.backup.id;
-    lone_backup(&world, &agent, &who, 1).await;
+/// A backup whose time has come to be deleted, and another one.
+async fn one_to_delete(world: &World, agent: &Agent, who: &Recipient, retention: &Retention) -> BackupId {
+    let old = lone_backup(world, agent, who, 1).await.backup.id;
+    lone_backup(world, agent, who, 1).await;
     retention.delete(&world.as_admin(), &old.to_string(), "a test", false).await.unwrap();
-    collect(&world, &retention, &agent).await;
+    collect(world, retention, agent).await;
     world.clock.advance(GRACE);
-    let key = "coordinator/generation".parse().unwrap();
-    world.objects.put(&key, Bytes::from_static(b"0123"), Put::Replace).await.unwrap();
-    assert!(collect(&world, &retention, &agent).await.halted);
+    old
+}
+
+/// The newest mark in the bucket.
+async fn newest_mark(world: &World) -> Mark {
+    world.bucket().await.iter().filter_map(|name| Mark::parse(name)).max().unwrap()
+}
+
+async fn a_mark_that_nobody_here_made_stops_deletion(database: Database) {
+    let (world, agent, who, retention) = world(database).await;
+    let generations = Generations::new(world.core.clone(), world.objects.clone());
+    generations.mark(&generations.check().await.unwrap()).await.unwrap();
+    let old = one_to_delete(&world, &agent, &who, &retention).await;
+    // Another copy of this database has counted as far as this one.
+    let own = newest_mark(&world).await;
+    let other = Mark { nonce: own.nonce ^ 1, ..own };
+    generations.put(&other).await.unwrap();
+    for _ in 0..2 {
+        assert!(collect(&world, &retention, &agent).await.halted);
+    }
     assert_eq!(row(&world, old).await.state, BackupState::Expired);
-    assert_eq!(world.audited("deletion.halt", "done").await.len(), 1);
-    let known = world.objects.get(&key, ByteRange::All, 100).await.unwrap();
-    assert_eq!(known.as_ref(), b"0123", "and it does not make itself at home");
+    let events = world.audited("recovery.notice", "done").await;
+    assert_eq!(events.len(), 1, "one event: {events:?}");
+    assert!(events[0].details.contains("two copies"), "{events:?}");
+    assert_eq!(world.audited("series.halt", "done").await.len(), 0);
+    assert_eq!(newest_mark(&world).await.mark, own.mark, "and it does not make itself at home");
+}
+
+/// Database and bucket part while a round is under way: its next batch does not begin.
+async fn deletion_is_allowed_batch_by_batch(database: Database) {
+    let (world, agent, who, retention) = world(database).await;
+    let old = one_to_delete(&world, &agent, &who, &retention).await;
+    let round = &mut Round::default();
+    // The round has its mark, and only then another coordinator counts further.
+    assert!(!retention.collect(agent.series, round).await.unwrap().halted);
+    assert_eq!(row(&world, old).await.state, BackupState::Deleted);
+    one_to_delete(&world, &agent, &who, &retention).await;
+    let own = newest_mark(&world).await;
+    let generations = Generations::new(world.core.clone(), world.objects.clone());
+    generations.put(&Mark { mark: own.mark + 1, ..own }).await.unwrap();
+    let before = world.bucket().await;
+    let done = retention.collect(agent.series, round).await.unwrap();
+    assert!(done.halted && done.manifests == 0 && done.packs == 0, "{done:?}");
+    assert_eq!(world.bucket().await, before);
+    assert!(deletion_allowed(&world.core, &world.objects).await.is_err());
+    assert_eq!(world.audited("recovery.notice", "done").await.len(), 1);
+}
+
+async fn while_it_recovers_admins_let_nothing_go(database: Database) {
+    let (world, agent, who, retention) = world(database).await;
+    let held = lone_backup(&world, &agent, &who, 1).await.backup.id.to_string();
+    let deleted = lone_backup(&world, &agent, &who, 1).await.backup.id.to_string();
+    let other = lone_backup(&world, &agent, &who, 1).await.backup.id.to_string();
+    let admin = &world.as_admin();
+    retention.hold(admin, &held, "an audit").await.unwrap();
+    retention.delete(admin, &deleted, "a test", false).await.unwrap();
+    Generations::new(world.core.clone(), world.objects.clone()).behind("a test").await.unwrap();
+
+    let mut refused = Vec::new();
+    refused.push(retention.delete(admin, &other, "a test", false).await.unwrap_err());
+    refused.push(retention.delete(admin, &other, "a test", true).await.unwrap_err());
+    refused.push(retention.release(admin, &held).await.unwrap_err());
+    for error in &refused {
+        assert!(error.to_string().contains("recover --from-bucket"), "{error}");
+    }
+    assert_eq!(world.audited("backup.delete", "refused").await.len(), 2);
+    let events = world.audited("backup.release", "refused").await;
+    assert!(events.len() == 1 && events[0].details.contains("recover --from-bucket"), "{events:?}");
+    let policies = Policies::new(world.core.clone());
+    let terms = Terms { canary: None, expect: None };
+    let document = "name = \"p\"\n[retention]\nlast = 1\n";
+    let refused = policies.apply(admin, document, &terms).await.unwrap_err();
+    assert!(refused.to_string().contains("recover --from-bucket"), "{refused}");
+    assert_eq!(world.audited("policy.apply", "refused").await.len(), 1);
+
+    // What only reads or protects goes on.
+    retention.plans(admin, &everything()).await.unwrap();
+    retention.undelete(admin, &deleted).await.unwrap();
+    retention.hold(admin, &other, "an audit").await.unwrap();
+    assert_eq!(world.listed().await.len(), 3);
 }
 
 async fn it_keeps_away_from_what_must_not_run_beside_it(database: Database) {
@@ -430,7 +506,9 @@ on_both_databases!(
     rules_let_go_and_say_why,
     a_retired_host_keeps_its_backups_until_its_day,
     a_difference_stops_deletion,
-    another_generation_stops_deletion,
+    a_mark_that_nobody_here_made_stops_deletion,
+    deletion_is_allowed_batch_by_batch,
+    while_it_recovers_admins_let_nothing_go,
     it_keeps_away_from_what_must_not_run_beside_it,
     prepare_takes_back_what_was_doomed,
     what_is_about_to_be_deleted_is_not_referred_to,

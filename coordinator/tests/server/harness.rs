@@ -13,8 +13,9 @@ use sealift_common::tls::{self, Identity};
 use sealift_coordinator::app::{Coordinator, Listeners};
 use sealift_coordinator::config::dev::{DevDir, DevListen, loopback};
 use sealift_coordinator::objects::embedded;
+use sealift_coordinator::recovery::Standing;
 use sealift_coordinator::sessions::SessionSettings;
-use sealift_coordinator::store::Store;
+use sealift_coordinator::store::{Store, generation};
 use sealift_proto::v1;
 use sealift_proto::v1::agent_message::Message as FromAgent;
 use sealift_proto::v1::coordinator_message::Message as ToAgent;
@@ -39,6 +40,7 @@ pub struct Server {
     pub store: Store,
     pub root_sha256: Sha256,
     pub repository: sealift_common::id::RepositoryId,
+    pub standing: Standing,
     lifecycle: Lifecycle,
 }
 
@@ -71,9 +73,31 @@ impl Server {
         coordinator.write_admin(&"admin".parse().unwrap(), dev.path(), false).await.unwrap();
         let (url, http) = (listeners.url().unwrap(), format!("https://{}", listeners.addresses().http));
         let (store, repository) = (coordinator.core.store.clone(), coordinator.core.repository);
+        let standing = coordinator.core.standing.clone();
         let ca = vec![coordinator.ca().certificate().clone()];
         coordinator.serve(listeners, &lifecycle).unwrap();
-        Self { dir: dev.path().to_owned(), url, http, ca, clock, store, root_sha256, repository, lifecycle }
+        let dir = dev.path().to_owned();
+        Self { dir, url, http, ca, clock, store, root_sha256, repository, standing, lifecycle }
+    }
+
+    /// Makes it believe that its database was set back.
+    pub async fn set_recovering(&self) {
+        // Not while it compares for the first time.
+        self.standing.checked(PATIENCE).await;
+        let now = self.clock.now();
+        let row = self.store.run_tx("a test", move |tx, _| {
+            Box::pin(async move {
+                generation::set_recovering(tx, "a test", now).await?;
+                generation::get(tx).await
+            })
+        });
+        self.standing.take(&row.await.unwrap());
+    }
+
+    /// What `recover --from-bucket` asks a coordinator that runs.
+    pub async fn recover(&self) -> v1::RecoverDatabaseReply {
+        let mut admin = v1::recovery_admin_client::RecoveryAdminClient::new(self.admin());
+        admin.recover_database(v1::RecoverDatabaseRequest {}).await.unwrap().into_inner()
     }
 
     /// Stops it and waits until nothing of it is left.

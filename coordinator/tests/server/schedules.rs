@@ -128,6 +128,46 @@ async fn an_absence_leaves_one_row_and_one_run_makes_up_for_it(on: Database) {
     server.stop().await;
 }
 
+async fn while_the_database_recovers_no_instant_is_taken(on: Database) {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start_on(&on, dir.path()).await;
+    server.set_trust().await.unwrap();
+    let host = server.enrolled("store-1").await;
+    drop(host.connect(&server, &["db"]).await);
+    let hourly =
+        "name = \"hourly\"\n[schedule]\ncron = \"0 * * * *\"\ntimezone = \"UTC\"\nwindow = \"30m\"\n";
+    apply(&server, hourly, 1).await;
+    let first = next_due(&server).await;
+
+    server.set_recovering().await;
+    for minutes in [0, 40] {
+        go_to(&server, first.plus(MINUTE * minutes + Duration::from_secs(1)));
+        // Some rounds of the scheduler, which looks once a second.
+        for _ in 0..15 {
+            assert_eq!(states(&runs(&server).await), []);
+            tokio::time::sleep(Duration::from_millis(150)).await;
+        }
+    }
+    let mut policies = PolicyAdminClient::new(server.admin());
+    let request = v1::ApplyPolicyRequest { document: hourly.to_owned(), ..Default::default() };
+    let refused = policies.apply_policy(request).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::Unavailable);
+    assert!(refused.message().contains("recover --from-bucket"), "{refused}");
+    assert_eq!(server.outcomes("policy.apply").await, ["intended", "done", "refused"]);
+
+    // It goes on as after any other absence: one row, and one run that makes up for it.
+    assert_eq!(server.recover().await.generation, 2);
+    until_runs(&server, "it is missed", |runs| states(runs) == [("missed", "schedule", 0)]).await;
+    let mut session = host.connect(&server, &["db"]).await;
+    assert_eq!(session.offer().await.source, "db");
+    let all = runs(&server).await;
+    let mut seen = states(&all);
+    seen.sort_unstable();
+    assert_eq!(seen, [("active", "catch-up", 0), ("missed", "schedule", 0)]);
+    assert!(all.iter().all(|run| run.instant_ms == first.0));
+    server.stop().await;
+}
+
 async fn a_run_that_has_not_ended_serves_for_the_schedule_too(on: Database) {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start_on(&on, dir.path()).await;
@@ -259,6 +299,7 @@ async fn a_run_that_waits_goes_by_the_policy_in_force(on: Database) {
 
 on_both_databases!(
     an_absence_leaves_one_row_and_one_run_makes_up_for_it,
+    while_the_database_recovers_no_instant_is_taken,
     a_run_that_has_not_ended_serves_for_the_schedule_too,
     one_run_at_a_time_in_each_site_and_within_the_policys_limits,
     a_run_that_waits_goes_by_the_policy_in_force,

@@ -15,7 +15,6 @@ use crate::audit::Action;
 use crate::core::Core;
 use crate::identity::Identities;
 use crate::objects::ObjectStore;
-use crate::retention::generation;
 use crate::runs::Runs;
 use crate::runs::state::RunState;
 use crate::sessions::SessionService;
@@ -142,13 +141,6 @@ async fn troubles(tx: &mut Tx) -> Result<Vec<String>, StoreError> {
             "{damaged} backups cannot be restored whole, because objects of theirs are missing or damaged: `sealift backup \
              list` shows them; the next backup of each source heals what it can"
         ));
-    }
-    if generation::differs(tx).await? {
-        out.push(
-            "the database is older than what was last deleted from the bucket: nothing is deleted until \
-             `sealift-coordinator recover`"
-                .to_owned(),
-        );
     }
     if halted > 0 {
         out.push(format!(
