@@ -49,6 +49,7 @@ use crate::core::Core;
 use crate::identity::Identities;
 use crate::identity::admins::{self, AdminFilesError};
 use crate::identity::ca::{Ca, CaError, SERVER_LIFE};
+use crate::identity::ca_reset::CA_FACT;
 use crate::objects::http::InvalidTls;
 use crate::objects::{ObjectError, ObjectErrorKind, ObjectStore, Put, monitor};
 use crate::policy::Policies;
@@ -74,8 +75,6 @@ const MAX_ENROLMENT: usize = 64 * 1024;
 const LEAVE: Duration = Duration::from_secs(2);
 /// How long to wait before listening again, where the connection was lost.
 const LISTEN: Duration = Duration::from_secs(1);
-/// The fact of the installation that says whose certificates are good: the fingerprint of the CA's.
-const CA_FACT: &str = "ca_sha256";
 /// How often idle state is tidied up, and what failed before is tried again.
 const TIDY: Duration = Duration::from_secs(30);
 
@@ -96,6 +95,16 @@ pub enum AppError {
     )]
     OtherCa {
         /// This coordinator's CA directory.
+        dir: PathBuf,
+    },
+    /// A new one would shut out every host.
+    #[error(
+        "the CA of this installation is not in {}: put it back from your backup, or replace it with `sealift-coordinator \
+         ca reset` (docs/recovery.md)",
+        dir.display()
+    )]
+    LostCa {
+        /// The CA directory.
         dir: PathBuf,
     },
     /// The object store's certificates.
@@ -564,8 +573,8 @@ async fn open_ca(core: &Core, settings: &Settings) -> Result<Ca, AppError> {
     let shared = core.store.dialect() == Dialect::Postgres;
     let other = || AppError::OtherCa { dir: dir.clone() };
     let known = installation::get(&mut *core.store.reader().await?, CA_FACT).await?;
-    if shared && known.is_some() && !dir.join("ca.pem").exists() {
-        return Err(other());
+    if known.is_some() && !dir.join("ca.pem").exists() && !dir.join("ca.key").exists() {
+        return Err(if shared { other() } else { AppError::LostCa { dir: dir.clone() } });
     }
     let (clock, random) = (core.clock.clone(), core.random.clone());
     let ca = Ca::open_or_create(dir, settings.trust_domain.clone(), clock, random)?;

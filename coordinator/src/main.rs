@@ -1,5 +1,6 @@
 //! `sealift-coordinator`: commands, and nothing else; what they do is in the library.
 
+mod ca_command;
 mod recover_command;
 
 use std::io::Write as _;
@@ -24,6 +25,7 @@ use sealift_coordinator::config::file::ConfigFile;
 use sealift_coordinator::objects::embedded;
 use sealift_coordinator::store::Store;
 
+use ca_command::CaCommand;
 use recover_command::{Output, Place, Recover};
 
 /// How long a soft stop may take before the hard one.
@@ -97,6 +99,11 @@ enum Command {
         after_help = "Examples:\n  sealift-coordinator recover --from-bucket --config /etc/sealift/coordinator.toml\n  sealift-coordinator recover --from-bucket --config /etc/sealift/coordinator.toml --identity key.txt"
     )]
     Recover(Recover),
+    /// The CA that hosts know the coordinator by.
+    Ca {
+        #[command(subcommand)]
+        command: CaCommand,
+    },
     /// Issue an admin's certificate, with a context for the sealift command. The coordinator must not be running.
     #[command(
         after_help = "Example:\n  sealift-coordinator admin --config /etc/sealift/coordinator.toml --name eve --out ./eve\n  sealift --context ./eve/context.toml status"
@@ -142,6 +149,7 @@ fn main() -> ExitCode {
                 Box::pin(recover_command::store_backup(&place, output)).await
             }
             Command::Recover(recover) => Box::pin(recover.run()).await,
+            Command::Ca { command: CaCommand::Reset(reset) } => Box::pin(reset.run()).await,
             Command::Admin { config, name, out } => admin(&config, &name, &out).await,
         }
     });

@@ -92,14 +92,17 @@ pub struct Recover {
 }
 
 /// Settings, where a running coordinator of them answers, and what the settings need while they are used.
-struct Found {
-    settings: Settings,
+pub struct Found {
+    /// What the configuration says.
+    pub settings: Settings,
     coordinators: Vec<Url>,
-    lifecycle: Lifecycle,
+    /// To be stopped when all is done.
+    pub lifecycle: Lifecycle,
 }
 
 impl Place {
-    async fn find(&self, random: &Random) -> anyhow::Result<Found> {
+    /// Reads the configuration, or what `dev` made.
+    pub async fn find(&self, random: &Random) -> anyhow::Result<Found> {
         let lifecycle = Lifecycle::default();
         if let Some(config) = &self.config {
             let settings = ConfigFile::read(config)?.settings()?;
@@ -161,8 +164,9 @@ pub async fn store_backup(place: &Place, output: Output) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Prints what was done.
 #[allow(clippy::print_stdout)]
-fn show(output: Output, json: &serde_json::Value, text: &str) {
+pub fn show(output: Output, json: &serde_json::Value, text: &str) {
     match output {
         Output::Table => println!("{text}"),
         Output::Json => println!("{json:#}"),
@@ -321,13 +325,7 @@ impl Recover {
     fn identities(&self) -> anyhow::Result<Option<Arc<Identities>>> {
         let mut all: Option<Identities> = None;
         for path in &self.identity {
-            let one = Identities::load(path, || match &self.passphrase_file {
-                Some(file) => {
-                    let text = std::fs::read_to_string(file)?;
-                    Ok(Secret::new(text.lines().next().unwrap_or_default().to_owned()))
-                }
-                None => Err(std::io::Error::other("it has a passphrase: say --passphrase-file FILE")),
-            })?;
+            let one = Identities::load(path, || passphrase(self.passphrase_file.as_deref()))?;
             all = Some(match all {
                 Some(others) => others.and(one),
                 None => one,
@@ -397,6 +395,15 @@ impl Recover {
         }
         show(self.output, &json, &text);
     }
+}
+
+/// The passphrase of a private key: the first line of a file.
+pub fn passphrase(file: Option<&Path>) -> std::io::Result<Secret<String>> {
+    let Some(file) = file else {
+        return Err(std::io::Error::other("it has a passphrase: say --passphrase-file FILE"));
+    };
+    let text = zeroize::Zeroizing::new(std::fs::read_to_string(file)?);
+    Ok(Secret::new(text.lines().next().unwrap_or_default().to_owned()))
 }
 
 /// Moves a SQLite database away, whole.

@@ -4,11 +4,19 @@
 
 mod support;
 
+use std::collections::BTreeMap;
+
 use futures::StreamExt as _;
-use sealift_common::id::RepositoryId;
+use sealift_common::clock::Clock;
+use sealift_common::id::{Random, RepositoryId};
+use sealift_coordinator::core::Core;
+use sealift_coordinator::policy::service::Terms;
+use sealift_coordinator::policy::{Policies, standings};
 use sealift_coordinator::recovery::import::{Importer, is_unused};
+use sealift_coordinator::recovery::lines::Line;
 use sealift_coordinator::recovery::{Mark, RecoveryError, lines};
-use sealift_coordinator::store::{Store, export};
+use sealift_coordinator::retention::rules::RetentionRules;
+use sealift_coordinator::store::{Store, agents, export, retention, sources};
 use support::database::{Database, on_both_databases};
 use support::{World, recipient};
 
@@ -85,4 +93,99 @@ async fn the_lines_go_into_the_other_database_and_come_out_the_same(from: Databa
     );
 }
 
-on_both_databases!(the_lines_go_into_the_other_database_and_come_out_the_same);
+/// What was written once is read for ever: files are added here, never changed. `SEALIFT_WRITE_GOLDEN=1` writes one that is
+/// missing.
+const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/coordinator-database.v1.jsonl");
+
+/// Lines with something in most tables.
+async fn make_golden() -> Vec<Vec<u8>> {
+    let world = World::new().await;
+    let who = recipient();
+    world.trust(std::slice::from_ref(&who)).await;
+    let (retention, admin) = (world.retention(), world.as_admin());
+    for host in ["store-1", "store-2"] {
+        let agent = world.agent(host).await;
+        let rules = RetentionRules { last: 3, daily: 7, ..RetentionRules::default() };
+        world.set_rules(agent.series, &rules).await;
+        let mut made = Vec::new();
+        for _ in 0..3 {
+            made.push(world.back_up(&agent, &who, 2).await.0.backup.id.to_string());
+        }
+        retention.hold(&admin, &made[0], "an audit").await.unwrap();
+        retention.delete(&admin, &made[1], "a test", false).await.unwrap();
+        world.attempt(&agent).await;
+    }
+    let policy = "name = \"nightly\"\n[schedule]\ncron = \"0 2 * * *\"\n";
+    let terms = Terms { canary: None, expect: Some(2) };
+    Policies::new(world.core.clone()).apply(&admin, policy, &terms).await.unwrap();
+    exported(&world.core.store).await
+}
+
+/// Rows by table: each cell with its column's name, so that columns that came later do not count.
+fn rows(all: &[Vec<u8>], columns_of: &BTreeMap<String, Vec<String>>) -> BTreeMap<String, Vec<String>> {
+    let (mut out, mut table, mut columns) = (BTreeMap::<String, Vec<String>>::new(), String::new(), vec![]);
+    for (number, line) in (1..).zip(all) {
+        match lines::parse(number, line.trim_ascii_end()).unwrap() {
+            Line::Table(name, names) => (table, columns) = (name, names),
+            Line::Row(cells) => {
+                let known = |column: &String| columns_of.get(&table).is_some_and(|all| all.contains(column));
+                let row: BTreeMap<_, _> = columns.iter().zip(cells).filter(|(name, _)| known(name)).collect();
+                out.entry(table.clone()).or_default().push(format!("{row:?}"));
+            }
+            Line::Head(_) | Line::End(_) => {}
+        }
+    }
+    out.values_mut().for_each(|rows| rows.sort());
+    out
+}
+
+async fn lines_of_the_first_version_are_read(database: Database) {
+    if std::env::var_os("SEALIFT_WRITE_GOLDEN").is_some() && !std::path::Path::new(GOLDEN).exists() {
+        std::fs::write(GOLDEN, make_golden().await.concat()).unwrap();
+    }
+    let text = std::fs::read(GOLDEN).unwrap();
+    let all: Vec<Vec<u8>> = text.split_inclusive(|byte| *byte == b'\n').map(<[u8]>::to_vec).collect();
+    let Ok(Line::Head(head)) = lines::parse(1, all[0].trim_ascii_end()) else { panic!("{:?}", all[0]) };
+    assert_eq!(head.mark(), Mark { number: 1, generation: 2, mark: 3, nonce: 0 });
+    let mut columns: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for line in &all {
+        if let Ok(Line::Table(name, names)) = lines::parse(1, line.trim_ascii_end()) {
+            columns.insert(name, names);
+        }
+    }
+    assert!(
+        ["agents", "backups", "packs", "policies", "audit_events"].iter().all(|t| columns.contains_key(*t))
+    );
+
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(&database.url(dir.path())).await.unwrap();
+    import(&store, &all).await.unwrap();
+    assert_eq!(rows(&exported(&store).await, &columns), rows(&all, &columns));
+    // And what works with the rows finds what it needs in them.
+    let (clock, random) = (Clock::system(), Random::from_os());
+    let core = Core::load(store, clock, random).await.unwrap();
+    assert_eq!(core.repository, head_repository(&all));
+    let mut reader = core.store.reader().await.unwrap();
+    let host = agents::by_name(&mut reader, "store-2").await.unwrap().unwrap();
+    let source = sources::of_agent(&mut reader, host.id).await.unwrap().remove(0);
+    let kept = retention::backups(&mut reader, source.series, core.clock.now()).await.unwrap();
+    assert_eq!(kept.iter().filter(|backup| backup.keeping.held.is_some()).count(), 1);
+    assert_eq!(kept.iter().filter(|backup| backup.keeping.expired.is_some()).count(), 1);
+    assert_eq!(kept.len(), 3);
+    assert_eq!(standings(&mut reader).await.unwrap()[0].name.as_str(), "nightly");
+}
+
+/// Which repository the rows of the installation say.
+fn head_repository(all: &[Vec<u8>]) -> RepositoryId {
+    let line = all
+        .iter()
+        .map(|line| String::from_utf8_lossy(line))
+        .find(|line| line.contains("\"repository_id\",\""));
+    let line: Vec<String> = serde_json::from_str(&line.unwrap()).unwrap();
+    line.iter().find_map(|cell| cell.parse().ok()).unwrap()
+}
+
+on_both_databases!(
+    the_lines_go_into_the_other_database_and_come_out_the_same,
+    lines_of_the_first_version_are_read
+);

@@ -343,3 +343,87 @@ fn a_crash_is_no_false_alarm() {
     fleet.cluster.start_coordinator();
     fleet.wait_for_state("serving");
 }
+
+/// The CA is lost, and no backup has it: root keys vouch for another CA, and hosts come back by themselves.
+#[test]
+fn a_lost_ca_is_replaced_by_the_word_of_the_root_keys() {
+    let mut fleet = Fleet::new(3);
+    let hosts = fleet.agents.len();
+    fleet.back_up();
+    let series = fleet.series();
+    let ca = fleet.cluster.data_dir().join("ca");
+    let root = fleet.cluster.data_dir().join("root.key").display().to_string();
+    let reset = ["ca", "reset", "--root-key", &root, "--output", "json"];
+    let runs = fleet.cluster.own(&reset).expect(1);
+    assert!(runs.stderr.contains("stop it"), "{}", runs.stderr);
+    fleet.cluster.stop_coordinator();
+    let there = fleet.cluster.own(&reset).expect(1);
+    assert!(there.stderr.contains("--yes"), "{}", there.stderr);
+    std::fs::remove_dir_all(&ca).unwrap();
+    // Nobody is shut out by accident.
+    let lost = fleet.cluster.own(&["backup"]).expect(1);
+    assert!(lost.stderr.contains("ca reset"), "{}", lost.stderr);
+
+    // Somebody else's CA, with the word of somebody else's root key: hosts stay away.
+    let mut other = Cluster::dev();
+    let _host =
+        other.agent("store-9", "[[source]]\nname = \"x\"\nkind = \"command\"\ncommand = [\"/bin/true\"]\n");
+    other.wait_until_connected("store-9");
+    other.stop_coordinator();
+    let theirs = other.data_dir().join("root.key").display().to_string();
+    other.own(&["ca", "reset", "--root-key", &theirs, "--yes"]).expect(0);
+    std::fs::create_dir(&ca).unwrap();
+    for name in ["ca.key", "ca.pem", "ca.statement"] {
+        std::fs::copy(other.data_dir().join("ca").join(name), ca.join(name)).unwrap();
+    }
+    fleet.cluster.start_coordinator();
+    for agent in &fleet.agents {
+        wait::until_true("the host says why it stays away", || {
+            agent.log().contains("the statement on the coordinator's CA is for repository")
+        });
+    }
+    assert_eq!(fleet.status()["agents_connected"], 0);
+    fleet.cluster.stop_coordinator();
+    std::fs::remove_dir_all(&ca).unwrap();
+
+    // Root keys that no host has pinned make nothing.
+    let refused = fleet.cluster.own(&["ca", "reset", "--root-key", &theirs]).expect(1);
+    assert!(refused.stderr.contains("would not obey"), "{}", refused.stderr);
+    fleet.cluster.own(&[&reset[..], &["--dry-run"]].concat()).expect(0);
+    assert!(!ca.join("ca.pem").exists());
+
+    let made = fleet.cluster.own(&reset).expect(0).json();
+    fleet.cluster.start_coordinator();
+    fleet.wait_for_state("serving");
+    fleet.all_connected();
+    let token = fleet.cluster.json(&["token", "create"]);
+    assert_eq!(token["ca_sha256"], made["ca_sha256"], "{token:#}");
+    assert_eq!(fleet.events("ca.reset"), 2);
+    assert_eq!(fleet.events("agent.recover"), 2 * hosts);
+    assert_eq!(fleet.series(), series);
+    fleet.back_up();
+    fleet.restores(1);
+
+    // What a host has learned it keeps.
+    let sessions = |agent: &Agent| agent.log().matches("session is up").count();
+    for agent in &mut fleet.agents {
+        agent.stop();
+        let before = sessions(agent);
+        agent.start();
+        wait::until_true("the host is back after its restart", || sessions(agent) > before);
+    }
+    assert_eq!(fleet.events("agent.recover"), 2 * hosts);
+
+    // It can be lost again, and the coordinator's backup brings it back, with what the root keys said.
+    fleet.cluster.own(&["backup"]).expect(0);
+    fleet.cluster.stop_coordinator();
+    fleet.remove_database();
+    let statement = std::fs::read_to_string(ca.join("ca.statement")).unwrap();
+    std::fs::remove_dir_all(&ca).unwrap();
+    let key = fleet.cluster.identity.display().to_string();
+    fleet.cluster.own(&["recover", "--from-bucket", "--identity", &key]).expect(0);
+    assert_eq!(std::fs::read_to_string(ca.join("ca.statement")).unwrap(), statement);
+    fleet.cluster.start_coordinator();
+    fleet.all_connected();
+    fleet.all_listed();
+}

@@ -1,5 +1,6 @@
 //! Certificates are short; this is how they are replaced: by the old one while it is good, by the signing key once it
-//! has expired (a dead weekend does not mean 3,000 visits).
+//! has expired (a dead weekend does not mean 3,000 visits), and by the root keys' word where the coordinators have lost
+//! their CA.
 
 use std::time::Duration;
 
@@ -7,6 +8,8 @@ use tonic::transport::Channel;
 use url::Url;
 
 use sealift_common::clock::Clock;
+use sealift_common::crypto::trust::RootsInForce;
+use sealift_common::crypto::{CaStatement, CaStatementError};
 use sealift_common::id::Sha256;
 use sealift_common::proxy::Proxy;
 use sealift_common::tls;
@@ -16,6 +19,7 @@ use sealift_proto::v1::enrollment_client::EnrollmentClient;
 
 use super::{Identity, IdentityError, TlsKey};
 use crate::session::error::describe;
+use crate::state::trust::TrustKeeperError;
 
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// What the signature of [`recover`] is over, before its parts.
@@ -35,6 +39,15 @@ pub enum CertificateError {
     /// What came back cannot be used.
     #[error(transparent)]
     Identity(#[from] IdentityError),
+    /// The coordinator has another CA, and the root keys have said nothing of it.
+    #[error("the coordinator has another CA than this host knows, and no root key has said that it is right")]
+    NothingSaid,
+    /// What they said is not to be obeyed.
+    #[error("the coordinator has another CA than this host knows")]
+    Statement(#[from] CaStatementError),
+    /// Which root keys this host goes by cannot be read.
+    #[error("cannot say which root keys are in force")]
+    Trust(#[from] TrustKeeperError),
 }
 
 fn failed(operation: &'static str) -> impl Fn(tonic::Status) -> CertificateError {
@@ -64,6 +77,37 @@ pub async fn renew(
         .map_err(failed("renew the certificate"))?
         .into_inner();
     Ok(identity.with_certificate(&answer, key, clock.now())?)
+}
+
+/// A new certificate of the CA that the coordinator has now, where root keys have signed that it is the one: the CA that
+/// this host knew is lost. What is asked proves itself, so that it does not matter who answers.
+///
+/// # Errors
+/// [`CertificateError`]: nothing has changed.
+pub async fn follow(
+    identity: &Identity,
+    roots: &RootsInForce,
+    coordinator: &Url,
+    proxy: Option<Proxy>,
+    clock: &Clock,
+) -> Result<Identity, CertificateError> {
+    let config = tls::unverified_client_config().map_err(IdentityError::from)?;
+    let channel = tls::channel_through(coordinator, config, proxy.clone()).map_err(IdentityError::from)?;
+    let answer = EnrollmentClient::new(channel)
+        .get_ca(timed(v1::GetCaRequest {}))
+        .await
+        .map_err(failed("ask which CA the coordinator has now"))?
+        .into_inner();
+    if answer.statement.is_empty() {
+        return Err(CertificateError::NothingSaid);
+    }
+    let said = CaStatement::parse(&answer.statement)?;
+    said.verify(roots, identity.repository, &answer.ca_der)?;
+    if said.created <= identity.ca_said {
+        return Err(CaStatementError::Old { said: said.created, known: identity.ca_said }.into());
+    }
+    let following = Identity { ca: vec![answer.ca_der.into()], ca_said: said.created, ..identity.clone() };
+    recover(&following, coordinator, proxy, clock).await
 }
 
 /// A new certificate for a host whose own has expired: it answers a challenge with its signing key.

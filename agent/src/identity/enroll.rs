@@ -277,6 +277,7 @@ fn accept(
         root_pins: enrolment.root_pins.clone(),
         signing_key,
         ca: Vec::new(),
+        ca_said: UnixMillis::default(),
         chain: Vec::new(),
         tls_key: tls_key.clone(),
         issued: clock.now(),

@@ -12,11 +12,12 @@ use sealift_common::clock::Clock;
 use sealift_common::id::Random;
 use sealift_common::proxy::Proxy;
 
-use super::certificate::{CertificateError, recover, renew};
+use super::certificate::{CertificateError, follow, recover, renew};
 use super::{Identity, IdentityError};
 use crate::session::backoff::Backoff;
 use crate::session::link::Link;
 use crate::state::dir::StateDir;
+use crate::state::trust::TrustKeeper;
 
 /// Longest sleep, so that a clock that was set, or a laptop that slept, is noticed.
 const LONGEST_SLEEP: Duration = Duration::from_secs(60);
@@ -83,6 +84,25 @@ impl IdentityKeeper {
         let renewed = renew(&self.current(), channel, &self.clock).await?;
         tracing::info!(not_after = %renewed.not_after, "renewed the certificate");
         self.adopt(renewed).map(drop)
+    }
+
+    /// Takes the coordinator's new CA for its own where root keys vouch for it, with a certificate of it.
+    ///
+    /// # Errors
+    /// [`CertificateError`].
+    pub async fn follow_ca(
+        &self,
+        coordinator: &Url,
+        proxy: Option<Proxy>,
+    ) -> Result<Arc<Identity>, CertificateError> {
+        let current = self.current();
+        let roots = TrustKeeper::open(self.state.clone(), &current)?.roots();
+        let followed = follow(&current, &roots, coordinator, proxy, &self.clock).await?;
+        tracing::warn!(
+            ca_said = %followed.ca_said,
+            "the coordinator's CA was replaced, as the root keys say: this host goes by the new one"
+        );
+        self.adopt(followed)
     }
 
     /// Renews whenever it is time. Never returns.

@@ -111,6 +111,8 @@ pub struct Identity {
     pub signing_key: SigningKey,
     /// CAs of coordinators.
     pub ca: Vec<CertificateDer<'static>>,
+    /// When root keys said so, where the CA of the enrolment was lost; zero where not.
+    pub ca_said: UnixMillis,
     /// Certificate, leaf first.
     pub chain: Vec<CertificateDer<'static>>,
     /// The certificate's key.
@@ -213,6 +215,8 @@ struct Stored {
     root_sha256: Vec<String>,
     signing_key: Encoded,
     ca: Vec<String>,
+    #[serde(default)]
+    ca_said_ms: UnixMillis,
     certificate: Vec<String>,
     tls_key: Encoded,
     issued_ms: UnixMillis,
@@ -231,6 +235,7 @@ impl From<&Identity> for Stored {
             root_sha256: identity.root_pins.iter().map(ToString::to_string).collect(),
             signing_key: Encoded::new(identity.signing_key.seed().expose()),
             ca: encode(&identity.ca),
+            ca_said_ms: identity.ca_said,
             certificate: encode(&identity.chain),
             tls_key: Encoded::new(&identity.tls_key.0),
             issued_ms: identity.issued,
@@ -257,6 +262,7 @@ impl Stored {
             root_pins: pins.map_err(|error| format!("root_sha256: {error}"))?,
             signing_key: decode_seed(&self.signing_key)?,
             ca: certificates(&self.ca)?,
+            ca_said: self.ca_said_ms,
             chain: certificates(&self.certificate)?,
             tls_key: decode_tls_key(&self.tls_key)?,
             issued: self.issued_ms,

@@ -31,6 +31,8 @@ const OUTGOING: usize = 64;
 const WELCOME_TIMEOUT: Duration = Duration::from_secs(30);
 /// What TLS says of a certificate that has expired.
 const EXPIRED: &str = "CertificateExpired";
+/// What TLS says of a coordinator whose certificate is not of the CA that this host knows.
+const OTHER_CA: [&str; 2] = ["UnknownIssuer", "BadSignature"];
 
 /// A session that was welcomed.
 pub struct OpenSession {
@@ -67,11 +69,29 @@ impl From<String> for OpenError {
     }
 }
 
-/// Opens a session with `coordinator`. An expired certificate is replaced first.
+/// Opens a session with `coordinator`. An expired certificate is replaced first; so is a CA that the coordinators have lost,
+/// where root keys vouch for the one that they have instead.
 ///
 /// # Errors
 /// [`OpenError`].
 pub async fn open(
+    agent: &Agent,
+    attempts: &Attempts,
+    coordinator: &Url,
+    number: u64,
+) -> Result<OpenSession, OpenError> {
+    let error = match open_known(agent, attempts, coordinator, number).await {
+        Err(OpenError::Failed(error)) if OTHER_CA.iter().any(|said| error.contains(said)) => error,
+        opened => return opened,
+    };
+    let proxy = agent.proxy().map_err(|error| whole_chain(&error))?;
+    let followed = agent.identity.follow_ca(coordinator, proxy.clone()).await;
+    let identity = followed.map_err(|why| format!("{error}; {}", whole_chain(&why)))?;
+    open_as(&identity, agent, attempts, coordinator, proxy, number).await
+}
+
+/// Opens a session with a coordinator of the CA that this host knows.
+async fn open_known(
     agent: &Agent,
     attempts: &Attempts,
     coordinator: &Url,

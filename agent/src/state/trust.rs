@@ -126,6 +126,14 @@ impl TrustKeeper {
         Ok(())
     }
 
+    /// The root keys whose word counts now.
+    pub fn roots(&self) -> RootsInForce {
+        match &self.current {
+            Some(state) => state.known.roots.clone(),
+            None => RootsInForce::Pinned(self.pin.clone()),
+        }
+    }
+
     /// The version in force; 0 where there is none yet.
     pub fn version(&self) -> u64 {
         self.current.as_ref().map_or(0, |state| state.known.version)

@@ -8,6 +8,7 @@
 //! | [`slots`] | a data key encrypted to the recipients (age) |
 //! | [`key_file`] | root key files and age identity files, with or without a passphrase |
 //! | [`trust`] | the trust policy that root keys sign: who may open backups, which agents are attested |
+//! | [`ca_statement`] | which CA coordinators have from now on, said by root keys where the old one is lost |
 //! | [`agent_key`] | the `agents/` objects: an agent's signing keys, each signed by the one before |
 //!
 //! One provider, aws-lc-rs, does the primitives; age files are made and read by the age crate.
@@ -17,6 +18,7 @@
 
 pub mod aead;
 pub mod agent_key;
+pub mod ca_statement;
 pub mod key_file;
 pub mod keys;
 pub mod sign;
@@ -24,6 +26,7 @@ pub mod slots;
 pub mod trust;
 
 pub use agent_key::{AgentKeyError, AgentKeyObject, AgentKeyring, KeyStanding};
+pub use ca_statement::{CaStatement, CaStatementError};
 pub use key_file::{Identities, KeyFileError};
 pub use keys::{DataKey, EpochId, SeriesSecret};
 pub use sign::{SigningKey, VerifyingKey};

@@ -410,16 +410,24 @@ pub enum RootsInForce {
 }
 
 impl RootsInForce {
+    /// Whether this key is one of them.
+    pub fn accept(&self, key: &VerifyingKey) -> bool {
+        match self {
+            Self::Pinned(pin) => pin.fingerprints.contains(&key.fingerprint()),
+            Self::Named { keys, .. } => keys.contains(key),
+        }
+    }
+
+    /// How many of them it takes; at least one.
+    pub fn threshold(&self) -> u32 {
+        match self {
+            Self::Pinned(pin) => pin.threshold.max(1),
+            Self::Named { threshold, .. } => (*threshold).max(1),
+        }
+    }
+
     fn check(&self, object: &TrustObject) -> Result<(), TrustError> {
-        let (valid, threshold) = match self {
-            Self::Pinned(pin) => {
-                let pinned = |key: &VerifyingKey| pin.fingerprints.contains(&key.fingerprint());
-                (object.valid_signatures(pinned), pin.threshold.max(1))
-            }
-            Self::Named { keys, threshold } => {
-                (object.valid_signatures(|key| keys.contains(key)), (*threshold).max(1))
-            }
-        };
+        let (valid, threshold) = (object.valid_signatures(|key| self.accept(key)), self.threshold());
         if valid >= threshold as usize {
             return Ok(());
         }

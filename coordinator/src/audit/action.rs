@@ -40,6 +40,7 @@ macro_rules! actions {
 actions! {
     Anyone {
         AgentEnroll = "agent.enroll", AgentChallenge = "agent.challenge", AgentRecover = "agent.recover",
+        CaShow = "ca.show",
     }
     Agent {
         CertificateRenew = "certificate.renew", SessionOpen = "session.open", SeriesAhead = "series.ahead",
@@ -66,7 +67,7 @@ actions! {
         CoordinatorBackup = "coordinator.backup", CoordinatorRecover = "coordinator.recover",
     }
     Coordinator {
-        AdminIssue = "admin.issue", CallRefuse = "call.refuse", StorageProbe = "storage.probe", AttemptLose = "attempt.lose",
+        AdminIssue = "admin.issue", CaReset = "ca.reset", CallRefuse = "call.refuse", StorageProbe = "storage.probe", AttemptLose = "attempt.lose",
         DispatchPause = "dispatch.pause", DispatchResume = "dispatch.resume",
         PromiseBreak = "promise.break", PromiseKeep = "promise.keep",
         RunFinish = "run.finish", BackupResolve = "backup.resolve", BackupDamage = "backup.damage",

@@ -1,6 +1,7 @@
 //! The certificate authority: one root, which signs the coordinator's own certificates and those of agents and admins.
 //!
-//! It lives in a directory: `ca.pem` for everybody, `ca.key` (0600) for nobody else. Certificates differ only in their
+//! It lives in a directory: `ca.pem` for everybody, `ca.key` (0600) for nobody else; and, where it took the place of a lost one
+//! ([`super::ca_reset`]), `ca.statement`, by which hosts know it. Certificates differ only in their
 //! alternative names, usages and life; all else is decided here, nothing by who asks.
 
 use std::net::IpAddr;
@@ -15,11 +16,14 @@ use rcgen::{
 };
 use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer, PrivateKeyDer};
 use sealift_common::clock::{Clock, UnixMillis};
+use sealift_common::crypto::{CaStatement, CaStatementError};
 use sealift_common::id::{AgentId, Random, Sha256};
 use sealift_common::tls::{self, Identity};
 
 use super::peer::{Subject, TrustDomain};
 
+/// The file in which root keys say that this CA is the coordinators'.
+pub const STATEMENT: &str = "ca.statement";
 /// How long a new CA is good.
 const CA_LIFE: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// How long the coordinator's own certificate is good; it is made anew at each start and at half of this.
@@ -60,6 +64,15 @@ pub enum CaError {
         /// Why not.
         #[source]
         source: rcgen::Error,
+    },
+    /// What root keys said of it.
+    #[error("{} cannot be used", path.display())]
+    Statement {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: CaStatementError,
     },
     /// A certificate request that cannot be read.
     #[error(
@@ -113,6 +126,7 @@ pub struct Issued {
 pub struct Ca {
     certificate: CertificateDer<'static>,
     issuer: Issuer<'static, KeyPair>,
+    statement: Option<CaStatement>,
     domain: TrustDomain,
     clock: Clock,
     random: Random,
@@ -148,7 +162,13 @@ impl Ca {
         };
         let issuer =
             Issuer::from_ca_cert_der(&certificate, key).map_err(make("read the CA's certificate"))?;
-        Ok(Self { certificate, issuer, domain, clock, random })
+        let statement = statement(dir, &certificate)?;
+        Ok(Self { certificate, issuer, statement, domain, clock, random })
+    }
+
+    /// What root keys said of it, where it took the place of a lost one.
+    pub fn statement(&self) -> Option<&CaStatement> {
+        self.statement.as_ref()
     }
 
     /// The CA's own certificate.
@@ -284,6 +304,17 @@ fn params(common_name: &str, now: UnixMillis, not_after: UnixMillis, serial: &[u
     params.not_after = moment(not_after);
     params.serial_number = Some(SerialNumber::from_slice(serial));
     params
+}
+
+/// The statement beside a CA; one on another CA counts for nothing.
+fn statement(dir: &Path, certificate: &CertificateDer<'_>) -> Result<Option<CaStatement>, CaError> {
+    let path = dir.join(STATEMENT);
+    let bytes = match std::fs::read(&path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        read => read.map_err(|source| CaError::File { operation: "read", path: path.clone(), source })?,
+    };
+    let said = CaStatement::parse(&bytes).map_err(|source| CaError::Statement { path, source })?;
+    Ok(Some(said).filter(|said| said.ca_sha256 == tls::fingerprint(certificate)))
 }
 
 fn create(dir: &Path, domain: &TrustDomain, clock: &Clock, random: &Random) -> Result<(), CaError> {

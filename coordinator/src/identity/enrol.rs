@@ -6,7 +6,7 @@ use bytes::Bytes;
 use futures::FutureExt as _;
 use rustls_pki_types::CertificateDer;
 use sealift_common::clock::UnixMillis;
-use sealift_common::crypto::{AgentKeyObject, VerifyingKey};
+use sealift_common::crypto::{AgentKeyObject, CaStatement, VerifyingKey};
 use sealift_common::id::{AgentId, Sha256};
 use sealift_common::name::{MAX_NAME, Name};
 
@@ -209,6 +209,18 @@ impl Identities {
         });
         let (row, issued) = reissue.await?;
         self.membership(row, issued).await
+    }
+
+    /// The CA's certificate, and what root keys said of it where it took the place of a lost one.
+    ///
+    /// # Errors
+    /// Those of access.
+    pub async fn ca_said(
+        &self,
+        ctx: &OpContext,
+    ) -> Result<(CertificateDer<'static>, Option<CaStatement>), IdentityError> {
+        ctx.authorize(Action::CaShow, &"ca").await?;
+        Ok((self.ca.certificate().clone(), self.ca.statement().cloned()))
     }
 
     /// Something for an agent to sign: good for a minute, once.

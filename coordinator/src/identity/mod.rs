@@ -15,6 +15,7 @@
 pub mod admins;
 pub mod agents;
 pub mod ca;
+pub mod ca_reset;
 pub mod enrol;
 pub mod error;
 pub mod files;

@@ -27,6 +27,7 @@ use super::{RecoveryError, deletion_allowed, lines};
 use crate::audit::{Action, Details, OpContext, Outcome};
 use crate::core::Core;
 use crate::identity::Identities;
+use crate::identity::ca::STATEMENT;
 use crate::objects::signing::MAX_MANIFEST;
 use crate::objects::{ByteRange, ObjectErrorKind, ObjectKey, ObjectStore, Put};
 use crate::recovery::generation::Mark;
@@ -285,6 +286,12 @@ impl OwnBackups {
             let text =
                 std::fs::read_to_string(&path).map_err(|source| RecoveryError::File { path, source })?;
             files.insert(*name, text);
+        }
+        let path = self.ca_dir.join(STATEMENT);
+        match std::fs::read_to_string(&path) {
+            Ok(text) => drop(files.insert(STATEMENT, text)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(source) => return Err(RecoveryError::File { path, source }),
         }
         Ok(serde_json::to_vec(&files).unwrap_or_default())
     }

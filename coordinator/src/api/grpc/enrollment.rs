@@ -96,6 +96,13 @@ impl Enrollment for EnrollmentApi {
             self.identities.recover(&ctx, agent, &wire.challenge, &wire.csr_der, &wire.signature).await?;
         Ok(self.reply(recovered))
     }
+
+    async fn get_ca(&self, request: Request<v1::GetCaRequest>) -> Result<Response<v1::GetCaReply>, Status> {
+        let ctx = self.gate.context(&request).await?;
+        let (ca, statement) = self.identities.ca_said(&ctx).await?;
+        let statement = statement.map(|said| said.to_json().into_bytes()).unwrap_or_default();
+        Ok(Response::new(v1::GetCaReply { ca_der: ca.to_vec(), statement }))
+    }
 }
 
 #[tonic::async_trait]
