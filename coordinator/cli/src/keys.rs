@@ -187,7 +187,10 @@ async fn test(app: &App, args: TestArgs) -> Result<Exit> {
     for state in &sources {
         let source = format!("{}/{}", state.agent, state.name);
         bar.say(&source);
-        let Some(backup) = state.last_good.as_ref().map(|b| b.id.clone()).filter(|id| !id.is_empty()) else {
+        // Without a good one, what a restore of the latest would take.
+        let latest = (state.backups > 0).then(|| format!("latest:{source}"));
+        let good = state.last_good.as_ref().map(|b| b.id.clone()).filter(|id| !id.is_empty());
+        let Some(backup) = good.or(latest) else {
             tested.push(Tested {
                 source,
                 backup: None,

@@ -77,7 +77,7 @@ pub struct ApplyArgs {
     /// Try it out on these hosts only, until it is applied without this
     #[arg(long, value_name = "SELECTOR", value_parser = selector)]
     canary: Option<String>,
-    /// How many hosts are touched; needed where it is more than a tenth of the fleet
+    /// How many hosts are touched; needed where it is more than a tenth of the fleet, and more than 5
     #[arg(long, value_name = "N")]
     expect: Option<u32>,
     #[command(flatten)]
@@ -92,7 +92,7 @@ pub struct RollbackArgs {
     /// Which version; without it, the one that was in force before
     #[arg(long, value_name = "VERSION", value_parser = clap::value_parser!(u32).range(1..))]
     to: Option<u32>,
-    /// How many hosts are touched; needed where it is more than a tenth of the fleet
+    /// How many hosts are touched; needed where it is more than a tenth of the fleet, and more than 5
     #[arg(long, value_name = "N")]
     expect: Option<u32>,
     #[command(flatten)]
@@ -104,7 +104,7 @@ pub struct RollbackArgs {
 pub struct DeleteArgs {
     /// Name of the policy
     name: String,
-    /// How many hosts are touched; needed where it is more than a tenth of the fleet
+    /// How many hosts are touched; needed where it is more than a tenth of the fleet, and more than 5
     #[arg(long, value_name = "N")]
     expect: Option<u32>,
     #[command(flatten)]

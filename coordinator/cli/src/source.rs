@@ -1,5 +1,7 @@
 //! `sealift source list|test`: what the hosts can back up.
 
+use std::time::Duration;
+
 use clap::{Args, Subcommand};
 use sealift_common::clock::UnixMillis;
 use sealift_proto::v1;
@@ -12,7 +14,7 @@ use crate::backup::BackupView;
 use crate::coordinator::{Limit, Order, ordered_pages};
 use crate::error::{Exit, Result, said};
 use crate::run::RunView;
-use crate::time::{relative, rfc3339};
+use crate::time::{relative, rfc3339, rough};
 use crate::ui;
 
 /// `sealift source …`
@@ -99,6 +101,18 @@ struct RpoView {
     age_ms: Option<i64>,
 }
 
+impl RpoView {
+    /// How it stands, and the age against the promise; empty where nothing is promised.
+    fn shown(&self) -> String {
+        let rough = |ms: i64| rough(Duration::from_millis(u64::try_from(ms).unwrap_or(0)));
+        match (self.promise_ms, self.age_ms) {
+            (None, _) => String::new(),
+            (Some(promise), Some(age)) => format!("{}: {} of {}", self.state, rough(age), rough(promise)),
+            (Some(promise), None) => format!("{}: none in {}", self.state, rough(promise)),
+        }
+    }
+}
+
 impl From<&v1::SourceState> for SourceView {
     fn from(state: &v1::SourceState) -> Self {
         Self {
@@ -132,7 +146,9 @@ impl SourceView {
     /// One line in the description of a host.
     pub fn line(&self, now: UnixMillis) -> String {
         let gone = if self.present { "" } else { " (no longer in its config)" };
-        format!("{}  {}{gone}, last good backup {}", self.source, self.kind, self.last_good(now))
+        let late =
+            if self.rpo.state == "overdue" { format!(", {}", self.rpo.shown()) } else { String::new() };
+        format!("{}  {}{gone}, last good backup {}{late}", self.source, self.kind, self.last_good(now))
     }
 
     /// The policy in force; those that it keeps from being so follow in parentheses.
@@ -194,7 +210,7 @@ async fn list(app: &App, args: ListArgs) -> Result<Exit> {
             format!("{}/{}", view.agent, view.source),
             view.kind.clone(),
             view.last_good(now),
-            if view.rpo.state == "none" { String::new() } else { view.rpo.state.clone() },
+            view.rpo.shown(),
             view.last_good_backup.as_ref().map(|b| ui::size(b.raw_bytes)).unwrap_or_default(),
             ui::size(view.stored_bytes),
             if view.present { last_run } else { "not in config".to_owned() },

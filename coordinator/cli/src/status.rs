@@ -1,5 +1,7 @@
 //! `sealift status`: the fleet at a glance.
 
+use std::time::Duration;
+
 use sealift_proto::v1;
 use serde::Serialize;
 
@@ -8,7 +10,7 @@ use crate::app::App;
 use crate::coordinator::{Limit, Order, ordered_pages};
 use crate::error::{Exit, Result, said};
 use crate::run::RunView;
-use crate::time::{relative, rfc3339};
+use crate::time::{relative, rfc3339, rough};
 use crate::ui;
 
 /// `sealift status`
@@ -139,9 +141,20 @@ struct View {
     sources_overdue: u32,
     /// The first 20 of them.
     overdue: Vec<String>,
+    /// Of the same, what was promised and what there is.
+    broken_promises: Vec<BrokenView>,
     pauses: Vec<String>,
     /// No backup is started: the bucket cannot be written.
     dispatch_held: bool,
+}
+
+#[derive(Serialize)]
+struct BrokenView {
+    source: String,
+    promise_ms: i64,
+    last_good: Option<String>,
+    age_ms: Option<i64>,
+    since: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -190,6 +203,7 @@ impl From<v1::StatusReply> for View {
             without_policy: reply.without_policy,
             sources_overdue: reply.sources_overdue,
             overdue: reply.overdue,
+            broken_promises: reply.broken_promises.into_iter().map(BrokenView::from).collect(),
             pauses: reply.pauses,
             dispatch_held: reply.dispatch_held,
         }
@@ -251,7 +265,7 @@ pub async fn run(app: &App, args: Args) -> Result<Exit> {
                 ),
             ),
             ("Running", running(view)),
-            ("Overdue", some_of(view.sources_overdue, &view.overdue)),
+            ("Overdue", overdue(view)),
             ("No policy", some_of(view.sources_without_policy, &view.without_policy)),
             ("Paused", view.pauses.join("\n")),
             ("Trust", trust(view)),
@@ -280,6 +294,40 @@ fn hosts(view: &View) -> String {
 fn running(view: &View) -> String {
     let held = if view.dispatch_held { "; nothing is started: the bucket cannot be written" } else { "" };
     format!("{}{held}", view.runs_active)
+}
+
+/// So many, and of the first how old their newest good backup is, and may be.
+fn overdue(view: &View) -> String {
+    let shown = view.broken_promises.iter().map(BrokenView::line);
+    let more = (view.sources_overdue as usize).saturating_sub(view.broken_promises.len());
+    let more = (more > 0).then(|| format!("and {more} more: sealift source list --rpo overdue"));
+    match view.sources_overdue {
+        0 => String::new(),
+        count => std::iter::once(count.to_string()).chain(shown).chain(more).collect::<Vec<_>>().join("\n"),
+    }
+}
+
+impl BrokenView {
+    fn line(&self) -> String {
+        let rough = |ms: i64| rough(Duration::from_millis(u64::try_from(ms).unwrap_or(0)));
+        let promised = rough(self.promise_ms);
+        match self.age_ms {
+            Some(age) => format!("{}: {} old, promised {promised}", self.source, rough(age)),
+            None => format!("{}: no good backup, promised {promised}", self.source),
+        }
+    }
+}
+
+impl From<v1::BrokenPromise> for BrokenView {
+    fn from(broken: v1::BrokenPromise) -> Self {
+        Self {
+            source: broken.source,
+            promise_ms: broken.promise_ms,
+            last_good: rfc3339(broken.last_good_ms),
+            age_ms: (broken.last_good_ms != 0).then_some(broken.last_good_age_ms),
+            since: rfc3339(broken.since_ms),
+        }
+    }
 }
 
 /// So many, and the names of the first.

@@ -128,14 +128,6 @@ impl Backups {
         Ok(BackupView { agent, source: source.map(|s| s.name.to_string()).unwrap_or_default(), backup })
     }
 
-    /// The newest good backup of a series; the newest of all where none is good.
-    ///
-    /// # Errors
-    /// The database's own.
-    pub async fn newest(&self, tx: &mut Tx, series: SeriesId) -> Result<Option<BackupRow>, BackupError> {
-        Ok(backups::newest_at(tx, series, UnixMillis(i64::MAX)).await?)
-    }
-
     /// Committed backups, and where the next page begins.
     ///
     /// # Errors

@@ -1,7 +1,9 @@
 //! What a change of policies touches, and whether it may be made without further word. Pure.
 //!
 //! A slip in a selector must not silence a fleet, nor start it: a policy that selects nothing is refused, and so is a change
-//! that touches more than a tenth of the hosts, unless its author says how many hosts that will be.
+//! that touches more than a tenth of the hosts and more than five, unless its author says how many hosts that will be. (Five
+//! hosts can be looked at in the answer; a fleet so small would need that word for every change, and nobody reads what is
+//! always said.)
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -14,6 +16,8 @@ use super::resolve::{Choice, Standing, Subject, resolve};
 
 /// One part in so many of the fleet may be touched without a word.
 const FREE_PART: usize = 10;
+/// So many hosts may be touched without a word, however small the fleet.
+const FREE_HOSTS: usize = 5;
 
 /// A source of a host that may be backed up.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -130,9 +134,9 @@ pub enum Guarded {
         "the policy selects no source of any host, or others with more weight do: see `sealift policy preview`; if that is meant, say --expect 0"
     )]
     SelectsNothing,
-    /// More than a tenth of the fleet.
+    /// More than a tenth of the fleet, and more than a handful.
     #[error(
-        "the change touches {touched} of {hosts} hosts, more than a tenth: look at it with --dry-run, then say --expect {touched}, or try it on a few with --canary SELECTOR"
+        "the change touches {touched} of {hosts} hosts, more than a tenth and more than 5: look at it with --dry-run, then say --expect {touched}, or try it on a few with --canary SELECTOR"
     )]
     TouchesMuch {
         /// So many hosts.
@@ -162,7 +166,9 @@ pub fn check(impact: &Impact, must_select: bool, expect: Option<u32>) -> Result<
         Some(expected) if expected as usize == touched => Ok(()),
         Some(expected) => Err(Guarded::NotAsExpected { touched, hosts, expected }),
         None if must_select && impact.selected.is_empty() => Err(Guarded::SelectsNothing),
-        None if touched * FREE_PART > hosts => Err(Guarded::TouchesMuch { touched, hosts }),
+        None if touched > FREE_HOSTS && touched * FREE_PART > hosts => {
+            Err(Guarded::TouchesMuch { touched, hosts })
+        }
         None => Ok(()),
     }
 }
@@ -221,8 +227,12 @@ mod tests {
         );
     }
 
+    fn impact_of_deletion(policy: &Standing, hosts: u8) -> Impact {
+        impact(policy.id, std::slice::from_ref(policy), &[], &fleet(hosts))
+    }
+
     #[test]
-    fn nothing_selected_is_refused_and_a_tenth_is_free() {
+    fn nothing_selected_is_refused_and_a_tenth_or_a_handful_is_free() {
         let slip = standing("name = \"p\"\n[select]\nlabels = \"canary=maybe\"");
         let none = impact(slip.id, &[], std::slice::from_ref(&slip), &fleet(20));
         assert_eq!(check(&none, true, None), Err(Guarded::SelectsNothing));
@@ -230,6 +240,27 @@ mod tests {
         let few = standing("name = \"p\"\n[select]\nlabels = \"canary=yes\"");
         let tenth = impact(few.id, &[], std::slice::from_ref(&few), &fleet(20));
         assert_eq!((tenth.hosts_touched, check(&tenth, true, None)), (2, Ok(())));
+        // A handful is free in a fleet of any size; one more is not where that is more than a tenth.
+        let all = standing("name = \"p\"");
+        for (hosts, expected) in [
+            (1, Ok(())),
+            (5, Ok(())),
+            (6, Err(Guarded::TouchesMuch { touched: 6, hosts: 6 })),
+            (9, Err(Guarded::TouchesMuch { touched: 9, hosts: 9 })),
+        ] {
+            let impact = impact(all.id, &[], std::slice::from_ref(&all), &fleet(hosts));
+            assert_eq!(check(&impact, true, None), expected, "{hosts} hosts");
+            let gone = impact_of_deletion(&all, hosts);
+            assert_eq!(check(&gone, false, None), expected, "{hosts} hosts, policy deleted");
+            // Said, the number still has to be right.
+            let touched = usize::from(hosts);
+            let wrong = Guarded::NotAsExpected { touched, hosts: touched, expected: 7 };
+            assert_eq!(check(&impact, true, Some(7)), Err(wrong));
+        }
+        let six = impact(few.id, &[], std::slice::from_ref(&few), &fleet(60));
+        assert_eq!((six.hosts_touched, check(&six, true, None)), (6, Ok(())), "a tenth of 60");
+        let six = impact(few.id, &[], std::slice::from_ref(&few), &fleet(51));
+        assert_eq!(check(&six, true, None), Err(Guarded::TouchesMuch { touched: 6, hosts: 51 }));
         // Taken away again: those that it selected are under nothing.
         let gone = impact(few.id, std::slice::from_ref(&few), &[], &fleet(20));
         assert_eq!((gone.hosts_touched, check(&gone, false, None)), (2, Ok(())));

@@ -331,8 +331,7 @@ impl Scheduler {
         if !source_policies::set_owed(tx, row.row.series, Some(owed.instant), None).await? || row.open_run {
             return Ok(false);
         }
-        let good =
-            backups::newest_at(tx, row.row.series, UnixMillis(i64::MAX)).await?.map(|backup| backup.created);
+        let good = backups::newest_good(tx, row.row.series).await?.map(|backup| backup.created);
         let delay = offset(under.0, row.row.series, schedule.spread.0);
         let (planned, why) =
             match host_returns(owed.instant, owed.deadline, next, delay, schedule.catch_up, good, now) {

@@ -83,6 +83,9 @@ impl Presence {
                     });
                     if !reopen.await? {
                         self.sessions.close_below(agent, epoch + 1);
+                    } else if !self.sessions.holds(agent, epoch) {
+                        // It ended meanwhile, and that was recorded before this.
+                        self.closed(agent, epoch).await?;
                     }
                 }
             }

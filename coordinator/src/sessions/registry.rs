@@ -187,6 +187,11 @@ impl Sessions {
         }
     }
 
+    /// Whether an agent's session of this epoch is here.
+    pub fn holds(&self, agent: AgentId, epoch: u64) -> bool {
+        self.lock().get(&agent).is_some_and(|entry| entry.epoch == epoch)
+    }
+
     /// The epoch of each session here.
     pub fn epochs(&self) -> Vec<(AgentId, u64)> {
         self.lock().iter().map(|(agent, entry)| (*agent, entry.epoch)).collect()

@@ -14,6 +14,16 @@ use super::{Row, StoreError, Tx, as_i64, bytes, failed, flag, json, number, text
 pub use super::retention::{Keeping, Note};
 pub use crate::retention::states::BackupState;
 
+/// Which rows of `backups` are *good*: there, complete, and nothing that they need is missing or damaged, as far as anyone has
+/// looked (a verification that finds something says so in the same columns). Whatever speaks of a good backup means this, or
+/// the newest such one of a series, which `series_totals` has at hand: migration 0070 says it in the same words, and
+/// `retention/plan.rs` of its candidates.
+macro_rules! good {
+    () => {
+        "state = 'committed' AND NOT (partial OR manifest_lost OR lost_packs > 0)"
+    };
+}
+
 /// One backup.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BackupRow {
@@ -297,8 +307,25 @@ pub async fn head(tx: &mut Tx, series: SeriesId) -> Result<Option<BackupRow>, St
     .map_err(failed(READ))
 }
 
-/// The newest good backup of a series that was begun at or before `at`: complete, and nothing of it missing. Where there is
-/// no good one, the newest.
+/// The newest good backup of a series.
+///
+/// # Errors
+/// The database's own.
+pub async fn newest_good(tx: &mut Tx, series: SeriesId) -> Result<Option<BackupRow>, StoreError> {
+    sqlx::query(concat!(
+        "SELECT * FROM backups WHERE series_id = $1 AND ",
+        good!(),
+        " ORDER BY sequence DESC LIMIT 1"
+    ))
+    .bind(series.to_string())
+    .try_map(decode)
+    .fetch_optional(tx)
+    .await
+    .map_err(failed(READ))
+}
+
+/// What is best to restore of a series as of `at`: the newest good backup that was begun by then. Where there is no good one, the
+/// newest that is whole; where there is none either, the newest.
 ///
 /// # Errors
 /// The database's own.
@@ -307,10 +334,14 @@ pub async fn newest_at(
     series: SeriesId,
     at: UnixMillis,
 ) -> Result<Option<BackupRow>, StoreError> {
-    sqlx::query(
-        "SELECT * FROM backups WHERE series_id = $1 AND state = 'committed' AND created_ms <= $2
-         ORDER BY CASE WHEN partial OR manifest_lost OR lost_packs > 0 THEN 1 ELSE 0 END, sequence DESC LIMIT 1",
-    )
+    sqlx::query(concat!(
+        "SELECT * FROM backups WHERE id = COALESCE(
+            (SELECT id FROM backups WHERE series_id = $1 AND created_ms <= $2 AND ",
+        good!(),
+        " ORDER BY sequence DESC LIMIT 1),
+            (SELECT id FROM backups WHERE series_id = $1 AND created_ms <= $2 AND state = 'committed'
+             ORDER BY CASE WHEN manifest_lost OR lost_packs > 0 THEN 1 ELSE 0 END, sequence DESC LIMIT 1))"
+    ))
     .bind(series.to_string())
     .bind(at.0)
     .try_map(decode)

@@ -13,7 +13,7 @@ pub struct FleetCounts {
     pub agents_active: u32,
     /// Sources in the hosts' configs.
     pub sources: u32,
-    /// Of these, those that have no backup.
+    /// Of these, those that have no good backup.
     pub sources_without_good_backup: u32,
     /// Runs that are under way.
     pub runs_active: u32,
@@ -32,7 +32,7 @@ pub fn query() -> Select {
                 (SELECT COUNT(*) FROM agents WHERE state = 'active') AS agents_active,
                 (SELECT COUNT(*) FROM sources WHERE present) AS sources,
                 (SELECT COUNT(*) FROM sources s LEFT JOIN series_totals n ON n.series_id = s.series_id
-                    WHERE s.present AND n.last_backup_id IS NULL) AS bare,
+                    WHERE s.present AND n.good_backup_id IS NULL) AS bare,
                 (SELECT COUNT(*) FROM runs WHERE ended_ms IS NULL AND state = 'active') AS runs_active,
                 CAST(COALESCE(SUM(t.backups), 0) AS BIGINT) AS backups,
                 CAST(COALESCE(SUM(t.raw_bytes), 0) AS BIGINT) AS raw,

@@ -394,9 +394,9 @@ pub async fn overdue(
     sqlx::query(
         "SELECT * FROM (
             SELECT p.series_id, a.name AS agent_name, s.name AS source_name, p.promise_ms, p.assigned_ms, p.overdue_since_ms,
-                   (SELECT b.created_ms FROM backups b WHERE b.series_id = p.series_id AND b.state = 'committed'
-                    ORDER BY b.sequence DESC LIMIT 1) AS good_ms
+                   t.good_backup_ms AS good_ms
             FROM source_policies p JOIN sources s ON s.series_id = p.series_id JOIN agents a ON a.id = p.agent_id
+            LEFT JOIN series_totals t ON t.series_id = p.series_id
             WHERE p.promise_ms > 0 AND p.policy_id IS NOT NULL AND s.present AND a.state = 'active') AS promises
          WHERE CASE WHEN $2 = 0 THEN COALESCE(good_ms, assigned_ms) + promise_ms < $1
                     WHEN overdue_since_ms IS NULL THEN COALESCE(good_ms, assigned_ms) + promise_ms < $1
@@ -432,10 +432,9 @@ pub async fn counts(tx: &mut Tx, now: UnixMillis) -> Result<(u32, u32), StoreErr
                  LEFT JOIN source_policies p ON p.series_id = s.series_id
                  WHERE s.present AND a.state = 'active' AND p.policy_id IS NULL) AS bare,
                 (SELECT COUNT(*) FROM source_policies p JOIN sources s ON s.series_id = p.series_id
-                 JOIN agents a ON a.id = p.agent_id
+                 JOIN agents a ON a.id = p.agent_id LEFT JOIN series_totals t ON t.series_id = p.series_id
                  WHERE p.promise_ms > 0 AND p.policy_id IS NOT NULL AND s.present AND a.state = 'active'
-                   AND COALESCE((SELECT b.created_ms FROM backups b WHERE b.series_id = p.series_id
-                        AND b.state = 'committed' ORDER BY b.sequence DESC LIMIT 1), p.assigned_ms) + p.promise_ms < $1) AS late",
+                   AND COALESCE(t.good_backup_ms, p.assigned_ms) + p.promise_ms < $1) AS late",
     )
     .bind(now.0)
     .try_map(|row: Row| Ok((number(&row, "bare")?, number(&row, "late")?)))

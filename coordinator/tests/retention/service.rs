@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use sealift_common::crypto::Recipient;
+use sealift_common::format::manifest::Status;
 use sealift_common::format::names::ObjectName;
 use sealift_common::id::BackupId;
 use sealift_coordinator::backups::BackupError;
 use sealift_coordinator::backups::begin::Begun;
 use sealift_coordinator::backups::query::BackupQuery;
-use sealift_coordinator::objects::Put;
+use sealift_coordinator::objects::{ByteRange, Put};
 use sealift_coordinator::policy::Policies;
 use sealift_coordinator::policy::service::Terms;
 use sealift_coordinator::recovery::generation::MARKS_PREFIX;
@@ -20,9 +21,13 @@ use sealift_coordinator::retention::packs::{GRACE, LATE};
 use sealift_coordinator::retention::rules::RetentionRules;
 use sealift_coordinator::retention::states::{BackupState, PackState};
 use sealift_coordinator::retention::{Retention, RetentionError};
+use sealift_coordinator::scheduler::Scheduler;
 use sealift_coordinator::store::backups::BackupRow;
 use sealift_coordinator::store::lists::Paging;
-use sealift_coordinator::store::{backups, packs, retention, series_operations};
+use sealift_coordinator::store::lists::sources::{self, SourceOrder};
+use sealift_coordinator::store::{Tx, backups, fleet, packs, retention, series_operations, source_policies};
+use sealift_coordinator::verification::Level;
+use sqlx::Row as _;
 
 use crate::support::database::{Database, on_both_databases};
 use crate::support::{Agent, World, recipient};
@@ -42,6 +47,16 @@ async fn world(database: Database) -> (World, Agent, Recipient, Retention) {
 
 /// A backup of `packs` new packs that refers to no earlier one.
 async fn lone_backup(world: &World, agent: &Agent, who: &Recipient, packs: usize) -> Begun {
+    lone_backup_of(Status::Complete, world, agent, who, packs).await
+}
+
+async fn lone_backup_of(
+    status: Status,
+    world: &World,
+    agent: &Agent,
+    who: &Recipient,
+    packs: usize,
+) -> Begun {
     let attempt = world.attempt(agent).await;
     let begun = world.begin(agent, &attempt).await;
     let mut refs = Vec::new();
@@ -50,7 +65,7 @@ async fn lone_backup(world: &World, agent: &Agent, who: &Recipient, packs: usize
         world.store_pack(agent, &attempt, &pack).await;
         refs.push(pack.new.facts);
     }
-    let manifest = world.manifest(agent, &begun, who, &refs);
+    let manifest = world.manifest_of(status, agent, &begun, who, &refs);
     let put = world.prepared(agent, &attempt, &manifest).await;
     assert_eq!(world.send(&put, &manifest.bytes.clone().into()).await.0, 200);
     world.backups.commit(&world.as_agent(agent), &attempt, begun.backup.id).await.unwrap();
@@ -500,7 +515,92 @@ async fn the_latest_backup_is_the_newest_good_one(database: Database) {
     assert_eq!(manifest.public.packs.len(), 1);
 }
 
+/// What each of those that speak of the newest good backup says: the list of sources and its order, the overview, promises,
+/// catch-up, and (where there is one) a restore of the latest.
+async fn newest_good(world: &World, agent: &Agent) -> Option<BackupId> {
+    let mut reader = world.core.store.reader().await.unwrap();
+    let last = sources::last(&mut reader, &[agent.series]).await.unwrap().backups;
+    let good = last.get(&agent.series).map(|backup| (backup.id, backup.created));
+    let direct = backups::newest_good(&mut reader, agent.series).await.unwrap();
+    assert_eq!(direct.map(|backup| (backup.id, backup.created)), good);
+
+    let order = Paging { order: SourceOrder::LastBackup, ..Paging::first(10) };
+    let plan = sources::query(&"".parse().unwrap(), &order);
+    let sorted: Vec<i64> =
+        plan.fetch(&mut reader, "a test's order", |row| row.try_get("position_value")).await.unwrap();
+    assert_eq!(sorted, [good.map_or(0, |(_, created)| created.0)]);
+
+    let bare = fleet::counts(&mut reader).await.unwrap().sources_without_good_backup;
+    assert_eq!(bare, u32::from(good.is_none()));
+
+    // A promise that nothing can keep: what it is measured by.
+    let far = world.clock.now().plus(MINUTE * 60 * 24 * 365);
+    let broken = source_policies::overdue(&mut reader, far, false, 10).await.unwrap();
+    assert_eq!(broken[0].last_good, good.map(|(_, created)| created));
+    let since = good.map_or(broken[0].assigned, |(_, created)| created);
+    let promise = MINUTE * 60 * 26;
+    let late = async |reader: &mut Tx, now| source_policies::counts(reader, now).await.unwrap().1;
+    assert_eq!(late(&mut reader, since.plus(promise)).await, 0);
+    assert_eq!(late(&mut reader, since.plus(promise + MINUTE)).await, 1);
+    drop(reader);
+
+    if let Some((id, _)) = good {
+        let latest = world.backups.open_restore(&world.as_admin(), "latest:store-1/data").await.unwrap();
+        assert_eq!(latest.view.backup.id, id);
+    }
+    good.map(|(id, _)| id)
+}
+
+async fn one_rule_says_which_backup_is_the_newest_good_one(database: Database) {
+    let (world, agent, who, retention) = world(database).await;
+    let policies = Policies::new(world.core.clone());
+    let text = "name = \"p\"\n[alert]\noverdue_after = \"26h\"\n";
+    policies.apply(&world.as_admin(), text, &Terms::default()).await.unwrap();
+    Scheduler::new(world.core.clone(), world.runs.clone()).assign_once(None).await.unwrap();
+    assert_eq!(newest_good(&world, &agent).await, None);
+    let latest = async || {
+        let latest = world.backups.open_restore(&world.as_admin(), "latest:store-1/data").await.unwrap();
+        latest.view.backup.id
+    };
+
+    // Of nothing but a partial one that is what a restore takes, and it is not good.
+    let partial = lone_backup_of(Status::Partial, &world, &agent, &who, 1).await.backup.id;
+    assert_eq!((newest_good(&world, &agent).await, latest().await), (None, partial));
+    let first = lone_backup(&world, &agent, &who, 1).await.backup.id;
+    assert_eq!(newest_good(&world, &agent).await, Some(first));
+    lone_backup_of(Status::Partial, &world, &agent, &who, 1).await;
+    assert_eq!(newest_good(&world, &agent).await, Some(first), "a partial one does not take its place");
+    let second = lone_backup(&world, &agent, &who, 1).await.backup.id;
+    assert_eq!(newest_good(&world, &agent).await, Some(second));
+
+    // A verification finds an object of the newest altered: the one before is the newest good one.
+    let refs = row(&world, second).await.prepared.unwrap().refs;
+    let mut reader = world.core.store.reader().await.unwrap();
+    let pack = packs::of_ordinals(&mut reader, agent.series, &refs).await.unwrap()[0].0.meta.sha256;
+    drop(reader);
+    let key = ObjectName::Pack { series: agent.series, sha256: pack }.into();
+    world.objects.delete(&key, None).await.unwrap();
+    world.objects.put(&key, vec![7; 3_000].into(), Put::New).await.unwrap();
+    let (said, _heard) = tokio::sync::mpsc::channel(100);
+    let verify = world.verification.verify(&world.as_admin(), &second.to_string(), Level::Hash, &said);
+    verify.await.unwrap();
+    assert_eq!(newest_good(&world, &agent).await, Some(first));
+    // The next backup stores what is missing anew.
+    let third = lone_backup(&world, &agent, &who, 1).await.backup.id;
+    assert_eq!(newest_good(&world, &agent).await, Some(third));
+
+    // Deleted, and taken back.
+    retention.delete(&world.as_admin(), &first.to_string(), "a test", false).await.unwrap();
+    assert_eq!(newest_good(&world, &agent).await, Some(third));
+    retention.undelete(&world.as_admin(), &first.to_string()).await.unwrap();
+    world.backups.record_manifest(&world.as_admin(), third, true).await.unwrap();
+    assert_eq!(newest_good(&world, &agent).await, Some(first), "the manifest of the newest is lost");
+    world.backups.record_manifest(&world.as_admin(), third, false).await.unwrap();
+    assert_eq!(newest_good(&world, &agent).await, Some(third));
+}
+
 on_both_databases!(
+    one_rule_says_which_backup_is_the_newest_good_one,
     what_is_deleted_goes_for_good_after_three_days,
     what_must_stay_is_refused,
     rules_let_go_and_say_why,

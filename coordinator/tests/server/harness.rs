@@ -9,6 +9,7 @@ use sealift_common::crypto::{AgentKeyObject, Rule, SigningKey, TrustObject, Trus
 use sealift_common::id::{AgentId, InstanceId, Random, Sha256};
 use sealift_common::lifecycle::Lifecycle;
 use sealift_common::protocol::Spoken;
+use sealift_common::telemetry::{self, LogTarget};
 use sealift_common::tls::{self, Identity};
 use sealift_coordinator::app::{Coordinator, Listeners};
 use sealift_coordinator::config::dev::{DevDir, DevListen, loopback};
@@ -29,6 +30,18 @@ use crate::support::database::Database;
 
 /// Nothing here takes so long.
 pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What coordinators say: shown with a test that fails.
+fn log() {
+    let settings = telemetry::Settings {
+        program: "test",
+        level: "info".to_owned(),
+        log: LogTarget::Stderr,
+        otlp_endpoint: None,
+    };
+    // The second coordinator of a test says it to the same log.
+    drop(telemetry::init(&settings));
+}
 
 /// A coordinator that serves.
 pub struct Server {
@@ -58,6 +71,7 @@ impl Server {
     /// As [`Server::start_on`], at another time.
     pub async fn start_at(database: &Database, dir: &Path, clock: Clock) -> Self {
         tls::install_provider();
+        log();
         let (random, lifecycle) = (Random::from_os(), Lifecycle::default());
         let dev = DevDir::open(dir).unwrap();
         let root_sha256 = dev.root(&random).unwrap();
@@ -333,6 +347,8 @@ impl Host {
         let mut incoming = client.open(ReceiverStream::new(receiver)).await?.into_inner();
         match incoming.message().await?.and_then(|m| m.message) {
             Some(ToAgent::Welcome(welcome)) => {
+                let every = Duration::from_millis(welcome.heartbeat_ms.into());
+                tokio::spawn(beat(session.out.downgrade(), every));
                 Ok(HostSession { incoming: Some(incoming), welcome, ..session })
             }
             other => panic!("expected Welcome, got {other:?}"),
@@ -341,6 +357,35 @@ impl Host {
 
     pub async fn connect(&self, server: &Server, sources: &[&str]) -> HostSession {
         self.connect_with(server, sources, Vec::new()).await.unwrap()
+    }
+
+    /// Opens a session, says what there is, and leaves. The coordinator knows that it has left: until it does, it may offer
+    /// a run to a host that is gone.
+    pub async fn visit(&self, server: &Server, sources: &[&str]) {
+        drop(self.connect(server, sources).await);
+        let mut agents = v1::agent_admin_client::AgentAdminClient::new(server.admin());
+        let gone = async {
+            let request = v1::GetAgentRequest { agent: self.id.to_string() };
+            while agents.get_agent(request.clone()).await.unwrap().get_ref().connected {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, gone)
+            .await
+            .unwrap_or_else(|_| panic!("{} is still connected", self.name));
+    }
+}
+
+/// Says again and again that a host is there, as agents do, for as long as its session is held: the coordinator ends a session
+/// of which it hears nothing, by the machine's clock, and a busy machine takes its time between two steps of a test.
+async fn beat(out: mpsc::WeakSender<v1::AgentMessage>, every: Duration) {
+    loop {
+        tokio::time::sleep(every).await;
+        let Some(out) = out.upgrade() else { return };
+        let message = FromAgent::Heartbeat(v1::Heartbeat::default());
+        if out.send(v1::AgentMessage { message: Some(message) }).await.is_err() {
+            return;
+        }
     }
 }
 

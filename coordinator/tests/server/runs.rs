@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+use futures::FutureExt as _;
+use sealift_common::id::{AgentId, Random, RunId, SeriesId};
+use sealift_coordinator::store::{StoreError, agents, runs as run_rows, sources};
 use sealift_proto::v1;
 use sealift_proto::v1::agent_message::Message as FromAgent;
 use sealift_proto::v1::coordinator_message::Message as ToAgent;
@@ -26,7 +29,7 @@ async fn a_run_waits_for_its_host_and_is_cancelled_through_it(on: Database) {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start_on(&on, dir.path()).await;
     let host = server.enrolled("store-1").await;
-    drop(host.connect(&server, &["db"]).await);
+    host.visit(&server, &["db"]).await;
     let mut runs = RunAdminClient::new(server.admin());
     let request = v1::StartRunsRequest { source: "store-1/db".into(), ..Default::default() };
     let error = runs.start_runs(request).await.unwrap_err();
@@ -174,7 +177,7 @@ async fn runs_are_listed_newest_first_in_pages_by_agent_state_and_labels(on: Dat
     let server = Server::start_on(&on, dir.path()).await;
     server.set_trust().await.unwrap();
     for name in ["store-1", "store-2"] {
-        drop(server.enrolled(name).await.connect(&server, &["a", "b"]).await);
+        server.enrolled(name).await.visit(&server, &["a", "b"]).await;
     }
     let mut runs = RunAdminClient::new(server.admin());
     let all = v1::StartRunsRequest { selector: "!none".into(), ..Default::default() };
@@ -223,6 +226,56 @@ async fn an_answer_that_was_lost_with_its_session_is_made_up_for_by_hello(on: Da
     server.stop().await;
 }
 
+/// Copies a host with its one run that waits so many times; the copies never connect, and their runs came first.
+async fn add_absent_hosts(server: &Server, like: AgentId, run: &v1::Run, count: usize) {
+    let random = &Random::from_os();
+    let run: RunId = run.id.parse().unwrap();
+    let fill = server.store.run_tx("add absent hosts", move |tx, _| {
+        async move {
+            let mut host = agents::get(tx, like).await?.unwrap();
+            let mut run = run_rows::get(tx, run).await?.unwrap();
+            let mut source = sources::get(tx, like, &run.source).await?.unwrap();
+            run.created = run.created.minus(Duration::from_secs(3_600));
+            run.due = run.created;
+            for n in 0..count {
+                host.id = AgentId::generate(random);
+                host.name = format!("absent-{n:04}").parse().unwrap();
+                (source.agent, source.series) = (host.id, SeriesId::generate(random));
+                (run.id, run.agent, run.series) = (RunId::generate(random), host.id, source.series);
+                agents::insert(tx, &host).await?;
+                sources::insert_series(tx, &source, "").await?;
+                sources::put(tx, &source).await?;
+                assert!(run_rows::insert(tx, &run).await?);
+            }
+            Ok::<_, StoreError>(())
+        }
+        .boxed()
+    });
+    fill.await.unwrap();
+}
+
+async fn runs_of_hosts_that_are_away_do_not_hold_up_those_of_hosts_that_are_here(on: Database) {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start_on(&on, dir.path()).await;
+    server.set_trust().await.unwrap();
+    let host = server.enrolled("store-1").await;
+    host.visit(&server, &["db"]).await;
+    let run = start(&server, "store-1/db").await;
+    // More than dispatch looks at in one go.
+    add_absent_hosts(&server, host.id, &run, 600).await;
+    let waiting = async || {
+        let page = Some(v1::Page { limit: 1_000, ..v1::Page::default() });
+        let request = v1::ListRunsRequest { page, state: "queued".into(), ..Default::default() };
+        RunAdminClient::new(server.admin()).list_runs(request).await.unwrap().into_inner().runs.len()
+    };
+    assert_eq!(waiting().await, 601);
+    let mut session = host.connect(&server, &["db"]).await;
+    let wanted: RunId = run.id.parse().unwrap();
+    assert_eq!(session.offer().await.attempt.unwrap().run_id, wanted.to_vec());
+    assert_eq!(waiting().await, 600);
+    server.stop().await;
+}
+
 on_both_databases!(
     a_failure_whose_report_nobody_took_is_told_by_hello,
     a_run_waits_for_its_host_and_is_cancelled_through_it,
@@ -230,4 +283,5 @@ on_both_databases!(
     a_running_attempt_goes_on_after_the_coordinator_was_away,
     runs_are_listed_newest_first_in_pages_by_agent_state_and_labels,
     an_answer_that_was_lost_with_its_session_is_made_up_for_by_hello,
+    runs_of_hosts_that_are_away_do_not_hold_up_those_of_hosts_that_are_here,
 );

@@ -88,7 +88,7 @@ async fn an_absence_leaves_one_row_and_one_run_makes_up_for_it(on: Database) {
     let server = Server::start_on(&on, dir.path()).await;
     server.set_trust().await.unwrap();
     let host = server.enrolled("store-1").await;
-    drop(host.connect(&server, &["db"]).await);
+    host.visit(&server, &["db"]).await;
     let hourly =
         "name = \"hourly\"\n[schedule]\ncron = \"0 * * * *\"\ntimezone = \"UTC\"\nwindow = \"30m\"\n";
     apply(&server, hourly, 1).await;
@@ -172,7 +172,7 @@ async fn a_run_that_has_not_ended_serves_for_the_schedule_too(on: Database) {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start_on(&on, dir.path()).await;
     let host = server.enrolled("store-1").await;
-    drop(host.connect(&server, &["db"]).await);
+    host.visit(&server, &["db"]).await;
     let hourly =
         "name = \"hourly\"\n[schedule]\ncron = \"0 * * * *\"\ntimezone = \"UTC\"\ncatch_up = \"never\"\n";
     apply(&server, hourly, 1).await;
@@ -257,7 +257,7 @@ async fn a_run_that_waits_goes_by_the_policy_in_force(on: Database) {
     let server = Server::start_on(&on, dir.path()).await;
     server.set_trust().await.unwrap();
     let host = server.enrolled("store-1").await;
-    drop(host.connect(&server, &["db"]).await);
+    host.visit(&server, &["db"]).await;
     let policy = |cron: &str, more: &str| {
         format!("name = \"p\"\n[schedule]\ncron = \"{cron}\"\ntimezone = \"UTC\"\n{more}")
     };

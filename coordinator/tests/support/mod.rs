@@ -464,6 +464,18 @@ impl World {
         recipient: &Recipient,
         packs: &[PackFacts],
     ) -> ManifestObject {
+        self.manifest_of(Status::Complete, agent, begun, recipient, packs)
+    }
+
+    /// As [`World::manifest`], of a backup that may lack something.
+    pub fn manifest_of(
+        &self,
+        status: Status,
+        agent: &Agent,
+        begun: &Begun,
+        recipient: &Recipient,
+        packs: &[PackFacts],
+    ) -> ManifestObject {
         let backup = &begun.backup;
         let owner = KeyOwner { repository: self.core.repository, series: backup.series, backup: backup.id };
         let recipients = std::slice::from_ref(recipient);
@@ -478,7 +490,7 @@ impl World {
             session_nonce: backup.session_nonce,
             trust_version: begun.trust.version,
             trust_sha256: begun.trust.sha256,
-            status: Status::Complete,
+            status,
             new_stored_bytes: 0,
             packs: packs
                 .iter()

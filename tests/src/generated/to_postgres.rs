@@ -16,22 +16,25 @@ pub(super) struct ToPostgres<'a> {
     name: &'a str,
 }
 
-/// What the triggers of migration 0050 keep up to date.
+/// What the triggers of migrations 0050 and 0070 keep up to date.
 const FOLLOW: &str = "
     DELETE FROM agent_labels;
     INSERT INTO agent_labels (agent_id, key, value)
         SELECT a.id, l.key, l.value FROM agents a, json_each_text(a.labels::json) l;
     DELETE FROM series_totals;
-    INSERT INTO series_totals (series_id, agent_id, packs, stored_bytes, backups, raw_bytes, last_backup_id, last_backup_ms)
+    INSERT INTO series_totals (series_id, agent_id, packs, stored_bytes, backups, raw_bytes, last_backup_id, last_backup_ms,
+            good_backup_id, good_backup_ms)
         SELECT e.id, e.agent_id, COALESCE(p.packs, 0), COALESCE(p.stored, 0), COALESCE(b.backups, 0), COALESCE(b.raw, 0),
-            n.id, n.created_ms
+            n.id, n.created_ms, g.id, g.created_ms
         FROM series e
         LEFT JOIN (SELECT series_id, COUNT(*) AS packs, CAST(SUM(size) AS BIGINT) AS stored FROM packs
             WHERE state NOT IN ('signed', 'missing', 'deleted') GROUP BY series_id) p ON p.series_id = e.id
         LEFT JOIN (SELECT series_id, COUNT(*) AS backups, CAST(SUM(raw_bytes) AS BIGINT) AS raw FROM backups
             WHERE state = 'committed' GROUP BY series_id) b ON b.series_id = e.id
         LEFT JOIN LATERAL (SELECT id, created_ms FROM backups WHERE series_id = e.id AND state = 'committed'
-            ORDER BY sequence DESC LIMIT 1) n ON TRUE;
+            ORDER BY sequence DESC LIMIT 1) n ON TRUE
+        LEFT JOIN LATERAL (SELECT id, created_ms FROM backups WHERE series_id = e.id AND state = 'committed'
+            AND NOT (partial OR manifest_lost OR lost_packs > 0) ORDER BY sequence DESC LIMIT 1) g ON TRUE;
     VACUUM ANALYZE;";
 
 impl<'a> ToPostgres<'a> {

@@ -1,6 +1,7 @@
 //! The fleet at a glance, and the audit, for admins.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use sealift_common::clock::UnixMillis;
 use sealift_common::name::Name;
@@ -23,6 +24,7 @@ use crate::store::fleet::{self, FleetCounts};
 use crate::store::lists::Paging;
 use crate::store::lists::audit::EventList;
 use crate::store::lists::runs::RunList;
+use crate::store::source_policies::PromiseRow;
 use crate::store::{StoreError, Tx, lists, pauses, retention, source_policies, unknown_heads};
 
 /// Sources that the overview names of each sort.
@@ -156,6 +158,17 @@ fn named<'a>(sources: impl Iterator<Item = (&'a Name, &'a Name)>) -> Vec<String>
     sources.map(|(agent, source)| format!("{agent}/{source}")).collect()
 }
 
+fn broken_to_wire(row: &PromiseRow, now: UnixMillis) -> v1::BrokenPromise {
+    let age = row.last_good.map_or(Duration::ZERO, |good| now.since(good));
+    v1::BrokenPromise {
+        source: format!("{}/{}", row.agent_name, row.source),
+        promise_ms: row.promise_ms,
+        last_good_ms: row.last_good.unwrap_or_default().0,
+        last_good_age_ms: i64::try_from(age.as_millis()).unwrap_or(i64::MAX),
+        since_ms: row.overdue_since.unwrap_or_default().0,
+    }
+}
+
 /// `token.create`, or `token.*` for all of a kind; empty for all.
 #[allow(clippy::result_large_err)]
 fn actions(wanted: &str) -> Result<Vec<String>, Status> {
@@ -224,6 +237,7 @@ impl FleetAdmin for FleetApi {
             without_policy: named(bare.iter().map(|(agent, source)| (agent, source))),
             sources_overdue: overdue,
             overdue: named(late.iter().map(|row| (&row.agent_name, &row.source))),
+            broken_promises: late.iter().map(|row| broken_to_wire(row, now)).collect(),
             pauses: pauses.iter().map(|pause| pause.to_string()).collect(),
             dispatch_held: self.runs.is_held(),
             agents_behind: behind,

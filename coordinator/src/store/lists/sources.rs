@@ -21,7 +21,7 @@ orders! {
         #[default]
         Name = "name": "a.name", false, false;
         /// When their last good backup was begun: those without one come first.
-        LastBackup = "last-backup": "COALESCE(t.last_backup_ms, 0)", false, true;
+        LastBackup = "last-backup": "COALESCE(t.good_backup_ms, 0)", false, true;
         /// What their backups take in the bucket, most first.
         Stored = "stored": "COALESCE(t.stored_bytes, 0)", true, true;
     }
@@ -115,15 +115,11 @@ pub fn last_runs_query(series: &[SeriesId]) -> Select {
     .push("))")
 }
 
-/// The newest good backup of each of these series, by the rule of [`backups::newest_at`].
+/// The newest good backup of each of these series that has one.
 pub fn last_backups_query(series: &[SeriesId]) -> Select {
     let ids = series.iter().map(ToString::to_string);
     Select::new(
-        "SELECT b.* FROM backups b WHERE b.id IN (SELECT COALESCE(
-            (SELECT n.id FROM backups n WHERE n.series_id = s.id AND n.state = 'committed'
-                AND NOT (n.partial OR n.manifest_lost OR n.lost_packs > 0) ORDER BY n.sequence DESC LIMIT 1),
-            (SELECT n.id FROM backups n WHERE n.series_id = s.id AND n.state = 'committed'
-                ORDER BY n.sequence DESC LIMIT 1)) FROM series s WHERE s.id IN (",
+        "SELECT b.* FROM backups b WHERE b.id IN (SELECT t.good_backup_id FROM series_totals t WHERE t.series_id IN (",
     )
     .bind_all(ids)
     .push("))")
@@ -134,7 +130,7 @@ pub fn last_backups_query(series: &[SeriesId]) -> Select {
 pub struct Last {
     /// The newest run of each series.
     pub runs: HashMap<SeriesId, runs::RunRow>,
-    /// The newest committed backup of each series.
+    /// The newest good backup of each series.
     pub backups: HashMap<SeriesId, backups::BackupRow>,
 }
 
