@@ -9,7 +9,7 @@ use sealift_common::id::BackupId;
 use sealift_coordinator::backups::BackupError;
 use sealift_coordinator::backups::begin::Begun;
 use sealift_coordinator::backups::query::BackupQuery;
-use sealift_coordinator::objects::{ByteRange, Put};
+use sealift_coordinator::objects::Put;
 use sealift_coordinator::policy::Policies;
 use sealift_coordinator::policy::service::Terms;
 use sealift_coordinator::recovery::generation::MARKS_PREFIX;
