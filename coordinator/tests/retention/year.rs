@@ -376,7 +376,7 @@ fn a_year_of_lone_changes_in_a_hot_fifth_is_the_worst_to_read() {
     // What is left of a pack is what hardly ever changes, and it keeps its frames.
     let figures = after_a_year_of(Changes::Clustered { run: 1 });
     holds(&figures);
-    assert!(figures.restore_reads <= 2.3, "{figures:?}");
+    assert!(figures.restore_reads <= 2.5, "{figures:?}");
 }
 
 /// Raw bytes of the chunks that the kept backups use, each pack counted by the most that one of them uses of it.
