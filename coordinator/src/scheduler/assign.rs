@@ -37,13 +37,15 @@ impl Scheduler {
     /// # Errors
     /// [`PolicyError`].
     pub async fn assign_once(&self, leader: Option<&Leader>) -> Result<usize, PolicyError> {
-        let mut policies = standings(&mut *self.core.store.reader().await?).await?;
-        policies.sort_by(|a, b| a.name.cmp(&b.name));
         let (mut after, mut changed, mut versions) = (String::new(), 0, Versions::new());
         loop {
             let page = source_policies::fleet(&mut *self.core.store.reader().await?, &after, BATCH).await?;
             let Some(last) = page.last() else { return Ok(changed) };
             after = last.series.to_string();
+            // Read after the rows: a policy that was put in force meanwhile is then known, or its row is not the one that was
+            // read any more, which `write` notices. The other way round it would be taken for one that is gone.
+            let mut policies = standings(&mut *self.core.store.reader().await?).await?;
+            policies.sort_by(|a, b| a.name.cmp(&b.name));
             let now = self.core.clock.now();
             let mut news = Vec::new();
             for row in page {
