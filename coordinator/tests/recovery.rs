@@ -9,12 +9,15 @@ use std::collections::BTreeMap;
 use futures::StreamExt as _;
 use sealift_common::clock::Clock;
 use sealift_common::id::{Random, RepositoryId};
+use sealift_coordinator::audit::OpContext;
 use sealift_coordinator::core::Core;
 use sealift_coordinator::policy::service::Terms;
 use sealift_coordinator::policy::{Policies, standings};
 use sealift_coordinator::recovery::import::{Importer, is_unused};
 use sealift_coordinator::recovery::lines::Line;
-use sealift_coordinator::recovery::{Mark, RecoveryError, lines};
+use sealift_coordinator::recovery::{
+    Generations, Mark, Names, Reconciler, RecoveryError, deletion_allowed, lines,
+};
 use sealift_coordinator::retention::rules::RetentionRules;
 use sealift_coordinator::store::{Store, agents, export, retention, sources};
 use support::database::{Database, on_both_databases};
@@ -183,6 +186,33 @@ fn head_repository(all: &[Vec<u8>]) -> RepositoryId {
         .find(|line| line.contains("\"repository_id\",\""));
     let line: Vec<String> = serde_json::from_str(&line.unwrap()).unwrap();
     line.iter().find_map(|cell| cell.parse().ok()).unwrap()
+}
+
+/// A database that has forgotten backups of more series than it has connections.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_series_are_taken_in() {
+    const SERIES: u64 = 40;
+    let mut world = World::new().await;
+    let who = recipient();
+    world.trust(std::slice::from_ref(&who)).await;
+    let mut agents = Vec::new();
+    for host in 0..SERIES {
+        agents.push(world.agent(&format!("store-{host}")).await);
+    }
+    let copy = world.copy_database().await;
+    for agent in &agents {
+        world.back_up(agent, &who, 1).await;
+    }
+    let generations = Generations::new(world.core.clone(), world.objects.clone());
+    generations.mark(&generations.check().await.unwrap()).await.unwrap();
+    world.set_database_back(&copy).await;
+    assert!(deletion_allowed(&world.core, &world.objects).await.is_err());
+    let (core, objects) = (world.core.clone(), world.objects.clone());
+    let roots = vec![world.root_fingerprint()];
+    let reconciler = Reconciler::new(core.clone(), objects, world.backups.clone(), roots);
+    let report = reconciler.run(&OpContext::coordinator(&core), Names::default()).await.unwrap();
+    assert_eq!((report.series, report.backups_added, report.packs_lost), (SERIES, SERIES, 0), "{report:?}");
+    assert_eq!(world.listed().await.len() as u64, SERIES);
 }
 
 on_both_databases!(

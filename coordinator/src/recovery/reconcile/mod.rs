@@ -26,7 +26,7 @@ mod trust;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use futures::{FutureExt as _, StreamExt as _};
+use futures::FutureExt as _;
 use sealift_common::clock::UnixMillis;
 use sealift_common::crypto::{AgentKeyObject, TrustState};
 use sealift_common::format::manifest::ManifestPublic;
@@ -143,20 +143,12 @@ impl Reconciler {
         // Backups between Prepare and Commit: the bucket decides.
         self.backups.resolve_once().await?;
         self.end_attempts(&mut report).await?;
-        let series = self.series().await?;
+        let series: Vec<SeriesId> = self.series().await?.into_iter().collect();
         report.series = series.len() as u64;
-        let known = &known;
-        let mut looks = futures::stream::iter(series)
-            .map(|series| async move { self.look(known, series).await })
-            .buffer_unordered(PARALLEL);
-        while let Some(found) = looks.next().await {
-            let found = found?;
-            report.backups += found.names.len() as u64;
-            report.left_alone.extend(found.left_alone.iter().cloned());
-            self.take_in(ctx, known, &found, &mut report).await?;
-            report.packs_lost += self.backups.check_listing(ctx, found.series).await?.len() as u64;
+        for some in series.chunks(PARALLEL) {
+            self.take_some(ctx, &known, some, &mut report).await?;
         }
-        self.take_attested(ctx, known, &mut report).await?;
+        self.take_attested(ctx, &known, &mut report).await?;
         self.keep_sequences(&mut report).await?;
         let more = report.left_alone.len().saturating_sub(MAX_LEFT);
         if more > 0 {
@@ -166,6 +158,25 @@ impl Reconciler {
         let newest = marks.marks.iter().map(|mark| mark.number).max().unwrap_or(0);
         self.begin_generation(ctx, newest, &mut report).await?;
         Ok(report)
+    }
+
+    /// Looks at some series side by side, then takes them in. All looks have ended by then: one that waits in the middle would
+    /// keep a connection to the database, and with a few of them there would be none left to write with.
+    async fn take_some(
+        &self,
+        ctx: &OpContext,
+        known: &Known,
+        series: &[SeriesId],
+        report: &mut Report,
+    ) -> Result<(), RecoveryError> {
+        let looks = series.iter().map(|series| self.look(known, *series));
+        for found in futures::future::try_join_all(looks).await? {
+            report.backups += found.names.len() as u64;
+            report.left_alone.extend(found.left_alone.iter().cloned());
+            self.take_in(ctx, known, &found, report).await?;
+            report.packs_lost += self.backups.check_listing(ctx, found.series).await?.len() as u64;
+        }
+        Ok(())
     }
 
     /// The processes that worked on attempts of the old database may go on for a while: what they say is stale.
