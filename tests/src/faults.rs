@@ -225,9 +225,12 @@ pub fn referred(cluster: &Cluster) -> BTreeSet<String> {
     public.packs.iter().map(|pack| format!("{folder}packs/{}", hex::encode(&pack.sha256))).collect()
 }
 
-/// Names of all objects of the repository in the embedded server's bucket.
+/// Names of all objects of the repository in the embedded server's bucket; without the coordinator's own marks, which come at
+/// times of their own.
 pub fn all_objects(cluster: &Cluster) -> BTreeSet<String> {
-    objects(cluster, "")
+    let mut all = objects(cluster, "");
+    all.retain(|name| !name.starts_with("coordinator/"));
+    all
 }
 
 fn objects(cluster: &Cluster, kind: &str) -> BTreeSet<String> {

@@ -24,7 +24,10 @@ fn a_private_ca_and_a_client_certificate() {
     let good = s3(&[("ca", &files.ca), ("client_certificate", &files.client), ("client_key", &files.key)]);
 
     // The coordinator goes through it as well: the probe says that the store can be used.
-    assert_eq!(cluster.json(&["status"])["storage"]["writable"], true);
+    wait::until("the probe is through", || {
+        let status = cluster.json(&["status"]);
+        if status["storage"]["writable"] == true { Ok(()) } else { Err(status["storage"].to_string()) }
+    });
     let mut agent = cluster.agent("store-1", &good);
     let backup = cluster.backup_ok("store-1/dump");
     let puts = gateway.seen(Verdict::Pass).into_iter().filter(|what| what.starts_with("PUT "));

@@ -8,10 +8,13 @@ use futures::future::join_all;
 use sealift_common::id::{InstanceId, RunId};
 use sealift_common::protocol::Features;
 use sealift_coordinator::backups::BackupError;
+use sealift_coordinator::policy::Policies;
+use sealift_coordinator::policy::service::Terms;
 use sealift_coordinator::runs::state::{AttemptState, RunState};
 use sealift_coordinator::runs::{Report, RunError, Runs};
+use sealift_coordinator::scheduler::Scheduler;
 use sealift_coordinator::sessions::Sessions;
-use sealift_coordinator::store::{attempts, packs, sources};
+use sealift_coordinator::store::{attempts, packs, source_policies, sources};
 use sealift_coordinator::uploads::{MAX_AHEAD, UploadError};
 
 use crate::support::database::{Database, on_both_databases};
@@ -182,7 +185,45 @@ async fn a_lease_that_ends_while_its_agent_reports_ends_once(on: Database) {
     }
 }
 
+/// A pass over all sources that began before a policy was made must not take away what that policy has just put in force: the
+/// instant that is due next would be lost.
+async fn a_pass_of_before_does_not_undo_a_new_policy(on: Database) {
+    let world = World::on(&on).await;
+    let agent = world.agent("store-1").await;
+    let policies = Policies::new(world.core.clone());
+    let scheduler = Scheduler::new(world.core.clone(), world.runs.clone());
+    let (admin, scheduler) = (world.as_admin(), &scheduler);
+    let in_force = async || {
+        let mut reader = world.core.store.reader().await.unwrap();
+        source_policies::get(&mut reader, agent.series).await.unwrap().unwrap()
+    };
+    for round in 0..25 {
+        let name = format!("p{round}");
+        let text = format!("name = \"{name}\"\n[schedule]\ncron = \"0 * * * *\"\ntimezone = \"UTC\"\n");
+        let passes = join_all((0..8).map(|_| async {
+            for _ in 0..4 {
+                scheduler.assign_once(None).await.unwrap();
+            }
+        }));
+        let apply = async {
+            policies.apply(&admin, &text, &Terms::default()).await.unwrap();
+            scheduler.assign_once(None).await.unwrap();
+            let row = in_force().await;
+            // Whoever makes the schedule anew from here on makes it for a later instant.
+            world.clock.advance(Duration::from_secs(3_600));
+            row
+        };
+        let ((), seen) = futures::join!(async { drop(passes.await) }, apply);
+        let after = in_force().await;
+        assert!(seen.policy.is_some() && seen.next_due.is_some(), "round {round}: {seen:?}");
+        assert_eq!((after.policy, after.next_due), (seen.policy, seen.next_due), "round {round}");
+        policies.delete(&admin, &name, None, false).await.unwrap();
+        scheduler.assign_once(None).await.unwrap();
+    }
+}
+
 on_both_databases!(
+    a_pass_of_before_does_not_undo_a_new_policy,
     a_run_is_claimed_once_by_however_many_coordinators,
     a_source_has_one_run_however_many_ask_for_it,
     packs_get_ordinals_of_their_own_and_no_more_than_allowed_are_ahead,
