@@ -1,8 +1,13 @@
 //! A command on a terminal of its own: util-linux's `script` gives it one, the test reads and types.
 
+use std::fs::File;
 use std::io::{Read, Write};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::{Arc, Mutex};
+
+use nix::fcntl::OFlag;
+use nix::sys::termios::{LocalFlags, tcgetattr};
 
 use crate::process::program;
 use crate::wait;
@@ -67,6 +72,29 @@ impl Terminal {
     pub fn type_line(&mut self, line: &str) {
         let keyboard = self.keyboard.as_mut().expect("the keyboard is there");
         writeln!(keyboard, "{line}").and_then(|()| keyboard.flush()).expect("type");
+    }
+
+    /// Waits until the terminal shows nothing of what is typed, then types a line. The question comes a moment before.
+    #[track_caller]
+    pub fn type_secret(&mut self, line: &str) {
+        let tty = self.tty();
+        wait::until("what is typed is not shown", || match tcgetattr(&tty) {
+            Ok(settings) if !settings.local_flags.contains(LocalFlags::ECHO) => Ok(()),
+            settings => Err(format!("{settings:?}")),
+        });
+        self.type_line(line);
+    }
+
+    /// The command's own terminal: its standard input.
+    #[track_caller]
+    fn tty(&self) -> File {
+        let script = self.child.id();
+        let children = std::fs::read_to_string(format!("/proc/{script}/task/{script}/children"));
+        let children = children.expect("the children of script");
+        let command = children.split_whitespace().next().expect("the command runs");
+        let mut open = File::options();
+        open.read(true).custom_flags(OFlag::O_NOCTTY.bits());
+        open.open(format!("/proc/{command}/fd/0")).expect("its terminal")
     }
 
     /// Waits for the end; the exit code.

@@ -25,9 +25,9 @@ fn keys_with_a_passphrase_open_and_sign_for_who_knows_it() {
         let generate = ["keys", "generate", "--kind", kind, "--out", out, "--passphrase"];
         let mut terminal = Terminal::start(&sealift(&cluster, &generate));
         terminal.wait_for("passphrase for the new key:");
-        terminal.type_line("correct horse");
+        terminal.type_secret("correct horse");
         terminal.wait_for("the same again:");
-        terminal.type_line("correct horse");
+        terminal.type_secret("correct horse");
         let (code, screen) = terminal.end();
         assert_eq!(code, 0, "{screen}");
         let kept = std::fs::read_to_string(out).unwrap();
@@ -41,9 +41,9 @@ fn keys_with_a_passphrase_open_and_sign_for_who_knows_it() {
     let mismatch = ["keys", "generate", "--kind", "root", "--out", &path("none"), "--passphrase"];
     let mut terminal = Terminal::start(&sealift(&cluster, &mismatch));
     terminal.wait_for("passphrase for the new key:");
-    terminal.type_line("one");
+    terminal.type_secret("one");
     terminal.wait_for("the same again:");
-    terminal.type_line("another");
+    terminal.type_secret("another");
     let (code, screen) = terminal.end();
     assert_eq!(code, 2, "{screen}");
     assert!(screen.contains("differ") && !cluster.scratch().join("none").exists(), "{screen}");
@@ -55,7 +55,7 @@ fn keys_with_a_passphrase_open_and_sign_for_who_knows_it() {
         ["restore", "latest:store-1/dump", "--identity", &key, "--stdout", "--stream", stream, "--yes"];
     let mut terminal = Terminal::start(&sealift(&cluster, &restore));
     terminal.wait_for("passphrase of");
-    terminal.type_line("correct horse");
+    terminal.type_secret("correct horse");
     let (code, screen) = terminal.end();
     assert_eq!(code, 0, "{screen}");
     assert!(screen.contains("content"), "{screen}");
@@ -63,7 +63,7 @@ fn keys_with_a_passphrase_open_and_sign_for_who_knows_it() {
     // A wrong one, and nobody to ask: one clear error each. From a file it works without a terminal.
     let mut terminal = Terminal::start(&sealift(&cluster, &restore));
     terminal.wait_for("passphrase of");
-    terminal.type_line("wrong horse");
+    terminal.type_secret("wrong horse");
     let (code, screen) = terminal.end();
     assert_eq!(code, 2, "{screen}");
     assert!(screen.contains("passphrase") && !screen.contains("content\r"), "{screen}");
