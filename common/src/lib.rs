@@ -12,6 +12,7 @@
 //! | [`telemetry`] | logs and OTLP traces, the same in all three programs |
 //! | [`protocol`] | versions and features of the protocol, and what two builds agree on |
 //! | [`proxy`] | HTTPS proxies, and which hosts are reached without one |
+//! | `s3_sdk` | the S3 SDK over reqwest (feature `s3-sdk`) |
 //! | [`tls`] | PEM files, pinned roots, client and server configurations |
 //! | [`format`] | the bytes in the bucket (docs/format.md), both directions |
 //! | [`crypto`] | keys, slots and signatures of the format |
@@ -27,6 +28,8 @@ pub mod protocol;
 pub mod proxy;
 pub mod quantity;
 pub mod restore;
+#[cfg(feature = "s3-sdk")]
+pub mod s3_sdk;
 pub mod secret;
 pub mod selector;
 pub mod telemetry;

@@ -8,10 +8,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
-use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{WantsClientCert, WebPkiServerVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::{
+    ClientConfig, ConfigBuilder, DigitallySignedStruct, RootCertStore, SignatureScheme, WantsVerifier,
+};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use tonic::transport::{Channel, Endpoint, Uri};
@@ -139,11 +141,7 @@ pub fn client_config(
     ca: &[CertificateDer<'static>],
     identity: Option<&Identity>,
 ) -> Result<Arc<ClientConfig>, TlsError> {
-    let builder = ClientConfig::builder_with_provider(provider())
-        .with_safe_default_protocol_versions()
-        .map_err(|source| TlsError::Config { what: "the protocol versions", source })?
-        .with_root_certificates(roots(ca)?);
-    finish(builder, identity)
+    finish(builder()?.with_root_certificates(roots(ca)?), identity)
 }
 
 /// A client configuration for enrolment: trusts a server only if the chain that it presents holds the CA certificate
@@ -152,12 +150,7 @@ pub fn client_config(
 /// # Errors
 /// [`TlsError::Config`] where the provider does not support TLS 1.2 and 1.3.
 pub fn pinned_client_config(ca_sha256: Sha256) -> Result<Arc<ClientConfig>, TlsError> {
-    let builder = ClientConfig::builder_with_provider(provider())
-        .with_safe_default_protocol_versions()
-        .map_err(|source| TlsError::Config { what: "the protocol versions", source })?
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(PinnedCa { ca_sha256, provider: provider() }));
-    finish(builder, None)
+    verified_by(Believed::Pinned(ca_sha256))
 }
 
 /// A client configuration that takes whoever answers for the coordinator: to ask what anybody may know and what proves
@@ -166,16 +159,22 @@ pub fn pinned_client_config(ca_sha256: Sha256) -> Result<Arc<ClientConfig>, TlsE
 /// # Errors
 /// [`TlsError::Config`] where the provider does not support TLS 1.2 and 1.3.
 pub fn unverified_client_config() -> Result<Arc<ClientConfig>, TlsError> {
-    let builder = ClientConfig::builder_with_provider(provider())
+    verified_by(Believed::Anybody)
+}
+
+fn verified_by(believed: Believed) -> Result<Arc<ClientConfig>, TlsError> {
+    let verifier = Arc::new(Verifier { believed, provider: provider() });
+    finish(builder()?.dangerous().with_custom_certificate_verifier(verifier), None)
+}
+
+fn builder() -> Result<ConfigBuilder<ClientConfig, WantsVerifier>, TlsError> {
+    ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
-        .map_err(|source| TlsError::Config { what: "the protocol versions", source })?
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Anybody(provider())));
-    finish(builder, None)
+        .map_err(|source| TlsError::Config { what: "the protocol versions", source })
 }
 
 fn finish(
-    builder: rustls::ConfigBuilder<ClientConfig, rustls::client::WantsClientCert>,
+    builder: ConfigBuilder<ClientConfig, WantsClientCert>,
     identity: Option<&Identity>,
 ) -> Result<Arc<ClientConfig>, TlsError> {
     let mut config = match identity {
@@ -188,14 +187,45 @@ fn finish(
     Ok(Arc::new(config))
 }
 
-/// Finds the pinned CA among what the server presents, then verifies as always with that CA as the only root.
+/// Whose certificate is good enough.
 #[derive(Debug)]
-struct PinnedCa {
-    ca_sha256: Sha256,
+enum Believed {
+    /// The CA with this fingerprint, found among what the server presents, and whom it certified.
+    Pinned(Sha256),
+    /// Whoever has the key of the certificate that it shows.
+    Anybody,
+}
+
+/// Believes whom [`Believed`] names; signatures are checked as always.
+#[derive(Debug)]
+struct Verifier {
+    believed: Believed,
     provider: Arc<CryptoProvider>,
 }
 
-impl ServerCertVerifier for PinnedCa {
+impl Verifier {
+    /// The usual verification with the pinned CA as the only root.
+    fn under(
+        &self,
+        pinned: Sha256,
+        presented: &[CertificateDer<'_>],
+    ) -> Result<Arc<WebPkiServerVerifier>, rustls::Error> {
+        let Some(ca) = presented.iter().find(|c| fingerprint(c) == pinned) else {
+            let presented: Vec<_> = presented.iter().map(|c| fingerprint(c).to_string()).collect();
+            return Err(rustls::Error::General(format!(
+                "the coordinator's CA is not the pinned one: expected SHA-256 {pinned}, it presents {}",
+                if presented.is_empty() { "none".to_owned() } else { presented.join(", ") }
+            )));
+        };
+        let mut store = RootCertStore::empty();
+        store.add(ca.clone().into_owned())?;
+        WebPkiServerVerifier::builder_with_provider(Arc::new(store), self.provider.clone())
+            .build()
+            .map_err(|error| rustls::Error::General(error.to_string()))
+    }
+}
+
+impl ServerCertVerifier for Verifier {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,
@@ -204,25 +234,13 @@ impl ServerCertVerifier for PinnedCa {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        let pinned = intermediates
-            .iter()
-            .find(|c| fingerprint(c) == self.ca_sha256)
-            .ok_or_else(|| {
-                let presented: Vec<_> = intermediates.iter().map(|c| fingerprint(c).to_string()).collect();
-                rustls::Error::General(format!(
-                    "the coordinator's CA is not the pinned one: expected SHA-256 {}, it presents {}",
-                    self.ca_sha256,
-                    if presented.is_empty() { "none".to_owned() } else { presented.join(", ") }
-                ))
-            })?
-            .clone()
-            .into_owned();
-        let mut store = RootCertStore::empty();
-        store.add(pinned)?;
-        let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(store), self.provider.clone())
-            .build()
-            .map_err(|error| rustls::Error::General(error.to_string()))?;
-        verifier.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
+        match self.believed {
+            Believed::Anybody => Ok(ServerCertVerified::assertion()),
+            Believed::Pinned(ca) => {
+                let usual = self.under(ca, intermediates)?;
+                usual.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
+            }
+        }
     }
 
     fn verify_tls12_signature(
@@ -231,12 +249,8 @@ impl ServerCertVerifier for PinnedCa {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls12_signature(
-            message,
-            cert,
-            dss,
-            &self.provider.signature_verification_algorithms,
-        )
+        let algorithms = &self.provider.signature_verification_algorithms;
+        rustls::crypto::verify_tls12_signature(message, cert, dss, algorithms)
     }
 
     fn verify_tls13_signature(
@@ -245,55 +259,12 @@ impl ServerCertVerifier for PinnedCa {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls13_signature(
-            message,
-            cert,
-            dss,
-            &self.provider.signature_verification_algorithms,
-        )
+        let algorithms = &self.provider.signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, cert, dss, algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.provider.signature_verification_algorithms.supported_schemes()
-    }
-}
-
-/// Asks only that the server has the key of the certificate that it shows.
-#[derive(Debug)]
-struct Anybody(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for Anybody {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls12_signature(message, cert, dss, &self.0.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls13_signature(message, cert, dss, &self.0.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
     }
 }
 

@@ -37,7 +37,7 @@ pub enum CaError {
     /// A file of the CA's directory.
     #[error("cannot {operation} {}", path.display())]
     File {
-        /// `read` or `write`.
+        /// What was tried.
         operation: &'static str,
         /// The file.
         path: PathBuf,

@@ -36,17 +36,6 @@ pub enum CaResetError {
     /// It cannot be made.
     #[error("cannot make a new CA")]
     Ca(#[from] CaError),
-    /// A file.
-    #[error("cannot {operation} {}", path.display())]
-    File {
-        /// What was tried.
-        operation: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// Why not.
-        #[source]
-        source: std::io::Error,
-    },
     /// The audit.
     #[error("cannot record that the CA is replaced")]
     Store(#[from] StoreError),
@@ -80,7 +69,7 @@ pub async fn reset(
     let ca = Ca::open_or_create(&new, domain.clone(), core.clock.clone(), core.random.clone())?;
     let said = CaStatement::sign(core.repository, ca.fingerprint(), now, keys);
     let path = new.join(STATEMENT);
-    files::write_whole(&path, said.to_json().as_bytes(), 0o644).map_err(|source| CaResetError::File {
+    files::write_whole(&path, said.to_json().as_bytes(), 0o644).map_err(|source| CaError::File {
         operation: "write",
         path,
         source,
@@ -126,12 +115,12 @@ async fn record(core: &Core, ca: &Ca, outcome: Outcome) -> Result<Option<String>
 }
 
 /// Moves what is left of a CA away; nothing of it is lost.
-fn set_aside(dir: &Path, now: UnixMillis) -> Result<Option<PathBuf>, CaResetError> {
+fn set_aside(dir: &Path, now: UnixMillis) -> Result<Option<PathBuf>, CaError> {
     if !FILES.iter().any(|name| dir.join(name).exists()) {
         return Ok(None);
     }
     let aside = dir.join(format!("set-aside-{}", now.0));
-    files::make_private_dir(&aside).map_err(|source| CaResetError::File {
+    files::make_private_dir(&aside).map_err(|source| CaError::File {
         operation: "make",
         path: aside.clone(),
         source,
@@ -142,8 +131,8 @@ fn set_aside(dir: &Path, now: UnixMillis) -> Result<Option<PathBuf>, CaResetErro
     Ok(Some(aside))
 }
 
-fn rename(from: &Path, to: &Path) -> Result<(), CaResetError> {
-    std::fs::rename(from, to).map_err(|source| CaResetError::File {
+fn rename(from: &Path, to: &Path) -> Result<(), CaError> {
+    std::fs::rename(from, to).map_err(|source| CaError::File {
         operation: "move away",
         path: from.to_owned(),
         source,

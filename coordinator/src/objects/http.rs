@@ -6,14 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, SystemTime};
 
-use aws_smithy_runtime_api::client::http::{
-    HttpClient, HttpConnector, HttpConnectorFuture, HttpConnectorSettings, SharedHttpConnector,
-};
-use aws_smithy_runtime_api::client::orchestrator::{HttpRequest, HttpResponse};
-use aws_smithy_runtime_api::client::result::ConnectorError;
-use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
-use aws_smithy_types::body::SdkBody;
+use aws_smithy_runtime_api::client::http::SharedHttpClient;
 use sealift_common::clock::{Clock, UnixMillis};
+use sealift_common::s3_sdk;
 
 use super::settings::StorageSettings;
 
@@ -123,28 +118,13 @@ impl StoreHttp {
         Ok(response)
     }
 
-    async fn call_sdk(&self, request: HttpRequest) -> Result<HttpResponse, ConnectorError> {
-        let request = request.try_into_http1x().map_err(|e| ConnectorError::user(e.into()))?;
-        let request = reqwest::Request::try_from(request.map(reqwest::Body::wrap))
-            .map_err(|e| ConnectorError::user(e.into()))?;
-        let response = self.send(request).await.map_err(|e| {
-            if e.is_timeout() { ConnectorError::timeout(e.into()) } else { ConnectorError::io(e.into()) }
-        })?;
-        let response = http::Response::<reqwest::Body>::from(response).map(SdkBody::from_body_1_x);
-        HttpResponse::try_from(response).map_err(|e| ConnectorError::other(e.into(), None))
-    }
-}
-
-impl HttpConnector for StoreHttp {
-    fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
+    /// The same beneath the S3 SDK.
+    pub fn for_sdk(&self) -> SharedHttpClient {
         let this = self.clone();
-        HttpConnectorFuture::new(async move { this.call_sdk(request).await })
-    }
-}
-
-impl HttpClient for StoreHttp {
-    fn http_connector(&self, _: &HttpConnectorSettings, _: &RuntimeComponents) -> SharedHttpConnector {
-        SharedHttpConnector::new(self.clone())
+        s3_sdk::http_client(move |request| {
+            let this = this.clone();
+            async move { this.send(request).await }
+        })
     }
 }
 

@@ -141,7 +141,7 @@ impl ObjectStore {
             .behavior_version(BehaviorVersion::latest())
             .region(Region::new(settings.region.clone()))
             .credentials_provider(aws_credentials(&settings.credentials))
-            .http_client(http.clone())
+            .http_client(http.for_sdk())
             .force_path_style(settings.path_style)
             .retry_config(RetryConfig::standard().with_max_attempts(ATTEMPTS))
             .timeout_config(timeouts)

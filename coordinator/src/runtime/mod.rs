@@ -5,14 +5,14 @@
 //! Of several coordinators on one database one *leads* ([`leader`]). What is one job for the whole installation (scheduling,
 //! ending leases, retention) runs there; what is about agents runs where their sessions are.
 //!
-//! To add a reconciler: one line in `app.rs`,
+//! To add a reconciler: an entry in `app/background.rs`,
 //!
 //! ```text
-//! runtime.everywhere(Every::new("dispatch", Duration::from_secs(1)).or_when(wake), move || …);
-//! runtime.on_leader(Every::new("schedule", Duration::from_secs(5)), move |leader| …);
+//! runtime.everywhere(Every::new("dispatch", Duration::from_secs(1)).or_when(wake), runs, |runs| async move { … });
+//! runtime.on_leader(Every::new("schedule", Duration::from_secs(5)).once_in_step(), scheduler, |scheduler, leader| …);
 //! ```
 //!
-//! where the closure makes one round. A round of the leader is dropped at its next `await` when leadership ends. What it had
+//! where the closure makes one round with a clone of the part before it. A round of the leader is dropped at its next `await` when leadership ends. What it had
 //! sent to the database by then must not count: so every transaction of such a round begins with [`Leader::fence`]. What it
 //! asks of the bucket must be right whoever asks, and repeated without harm.
 
@@ -32,6 +32,7 @@ use tokio_util::task::TaskTracker;
 pub use leader::{Leader, Leadership};
 
 use crate::core::Core;
+use crate::recovery::state::Standing;
 
 /// Rounds are this much of their interval early or late, so that coordinators do not work in step.
 const JITTER: f64 = 0.1;
@@ -42,18 +43,25 @@ pub struct Every {
     name: &'static str,
     interval: Duration,
     wake: Option<Arc<Notify>>,
+    in_step: bool,
 }
 
 impl Every {
     /// About every `interval`. The name is for the log.
     pub fn new(name: &'static str, interval: Duration) -> Self {
-        Self { name, interval, wake: None }
+        Self { name, interval, wake: None, in_step: false }
     }
 
     /// And whenever this is notified: a hint that there is something to do.
     #[must_use]
     pub fn or_when(self, wake: Arc<Notify>) -> Self {
         Self { wake: Some(wake), ..self }
+    }
+
+    /// But not before the database is known to be in step with the bucket.
+    #[must_use]
+    pub fn once_in_step(self) -> Self {
+        Self { in_step: true, ..self }
     }
 
     async fn pause(&self, random: &Random) {
@@ -72,6 +80,7 @@ impl Every {
 #[derive(Clone)]
 pub struct Runtime {
     random: Random,
+    standing: Standing,
     stop: CancellationToken,
     tracker: TaskTracker,
     leadership: Leadership,
@@ -90,6 +99,7 @@ impl Runtime {
         lifecycle.tracker.spawn(keeper.keep(lifecycle.soft.clone()));
         Self {
             random: core.random.clone(),
+            standing: core.standing.clone(),
             stop: lifecycle.soft.clone(),
             tracker: lifecycle.tracker.clone(),
             leadership,
@@ -107,25 +117,27 @@ impl Runtime {
     }
 
     /// Runs rounds on every coordinator until it stops. A round that is under way then is finished.
-    pub fn everywhere<W, F, E>(&self, every: Every, round: W)
+    pub fn everywhere<P, W, F, E>(&self, every: Every, part: P, round: W)
     where
-        W: Fn() -> F + Send + Sync + 'static,
+        P: Clone + Send + Sync + 'static,
+        W: Fn(P) -> F + Send + Sync + 'static,
         F: Future<Output = Result<(), E>> + Send + 'static,
         E: std::error::Error + Send + 'static,
     {
         let this = self.clone();
         self.tracker.spawn(async move {
             while !this.stop.is_cancelled() {
-                report(every.name, round().await);
+                this.make(&every, || round(part.clone())).await;
                 tokio::select! { () = this.stop.cancelled() => {}, () = every.pause(&this.random) => {} }
             }
         });
     }
 
     /// Runs rounds while this coordinator leads, the first as soon as it does.
-    pub fn on_leader<W, F, E>(&self, every: Every, round: W)
+    pub fn on_leader<P, W, F, E>(&self, every: Every, part: P, round: W)
     where
-        W: Fn(Leader) -> F + Send + Sync + 'static,
+        P: Clone + Send + Sync + 'static,
+        W: Fn(P, Leader) -> F + Send + Sync + 'static,
         F: Future<Output = Result<(), E>> + Send + 'static,
         E: std::error::Error + Send + 'static,
     {
@@ -140,18 +152,25 @@ impl Runtime {
                 while !leader.is_over() {
                     tokio::select! {
                         () = leader.over() => {}
-                        outcome = round(leader.clone()) => report(every.name, outcome),
+                        () = this.make(&every, || round(part.clone(), leader.clone())) => {}
                     }
                     tokio::select! { () = leader.over() => {}, () = every.pause(&this.random) => {} }
                 }
             }
         });
     }
-}
 
-fn report<E: std::error::Error + 'static>(name: &'static str, outcome: Result<(), E>) {
-    if let Err(error) = outcome {
-        let error = &error as &dyn std::error::Error;
-        tracing::warn!(error, "the round of {name:?} failed; trying again");
+    async fn make<F, E>(&self, every: &Every, round: impl FnOnce() -> F)
+    where
+        F: Future<Output = Result<(), E>>,
+        E: std::error::Error + 'static,
+    {
+        if every.in_step && !self.standing.ready().await {
+            return;
+        }
+        if let Err(error) = round().await {
+            let error = &error as &dyn std::error::Error;
+            tracing::warn!(error, "the round of {:?} failed; trying again", every.name);
+        }
     }
 }

@@ -68,12 +68,11 @@ async fn rounds_are_made_everywhere_and_on_the_leader_until_the_stop(on: Databas
     let (said, mut heard) = tokio::sync::mpsc::unbounded_channel();
     let wake = std::sync::Arc::new(tokio::sync::Notify::new());
     let never = Duration::from_secs(3_600);
-    let out = said.clone();
-    runtime.everywhere(Every::new("here", never).or_when(wake.clone()), move || {
-        let _ = out.send("here".to_owned());
+    runtime.everywhere(Every::new("here", never).or_when(wake.clone()), said.clone(), |said| {
+        let _ = said.send("here".to_owned());
         std::future::ready(Err::<(), _>(std::io::Error::other("a round that fails is followed by the next")))
     });
-    runtime.on_leader(Every::new("led", never), move |leader| {
+    runtime.on_leader(Every::new("led", never), said, |said, leader| {
         let _ = said.send(format!("led {}", leader.epoch()));
         std::future::pending::<Result<(), StoreError>>() // ends with the term
     });

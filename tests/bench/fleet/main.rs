@@ -12,6 +12,7 @@
 //! descriptors in each of the two processes.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
 
+mod bare;
 mod packs;
 mod sessions;
 mod store;

@@ -8,6 +8,7 @@ use sealift_tests::measure;
 use sealift_tests::simulated::{Admin, Call, Fleet, Invitation, Options, Stage};
 use sealift_tests::wait;
 
+use crate::bare;
 use crate::table::{line, mib, spread, time};
 
 /// Hosts that back up all at once.
@@ -176,6 +177,12 @@ impl Load {
             "p99 10 ms",
             spread(self.fleet.figures().latencies(Call::Sign)),
         );
+        let file = self.cluster.scratch().join("bare.db");
+        line(
+            "… as many one-row commits on SQLite alone, for comparison",
+            "–",
+            spread(bare::commits(&file, (count * PACKS) as u32, SIGNATURES)),
+        );
         self.fleet.pace(None);
         self.fleet.hold(None);
         let took = self.fleet.until_committed(before + count);
@@ -223,6 +230,6 @@ impl Load {
 
 /// Time that is part of what is measured, not a wait for something.
 #[allow(clippy::disallowed_methods)]
-fn spend(time: Duration) {
+pub fn spend(time: Duration) {
     std::thread::sleep(time);
 }

@@ -5,13 +5,6 @@ use std::ffi::OsString;
 use std::path::Path;
 use std::time::Duration;
 
-use aws_smithy_runtime_api::client::http::{
-    HttpClient, HttpConnector, HttpConnectorFuture, HttpConnectorSettings, SharedHttpConnector,
-};
-use aws_smithy_runtime_api::client::orchestrator::{HttpRequest, HttpResponse};
-use aws_smithy_runtime_api::client::result::ConnectorError;
-use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
-use aws_smithy_types::body::SdkBody;
 use zeroize::Zeroizing;
 
 use crate::error::{Error, Exit, Result, because};
@@ -85,39 +78,4 @@ pub fn client(identity: Option<reqwest::Identity>) -> Result<reqwest::Client> {
         "cannot make an HTTP client".to_owned()
     };
     builder.build().map_err(because(if shows_one { Exit::Usage } else { Exit::Failed }, problem))
-}
-
-/// The same client beneath the S3 SDK.
-#[derive(Debug, Clone)]
-pub struct SdkHttp(reqwest::Client);
-
-impl SdkHttp {
-    /// Sends with this client.
-    pub fn new(client: reqwest::Client) -> Self {
-        Self(client)
-    }
-
-    async fn send(&self, request: HttpRequest) -> Result<HttpResponse, ConnectorError> {
-        let request = request.try_into_http1x().map_err(|e| ConnectorError::user(e.into()))?;
-        let request = reqwest::Request::try_from(request.map(reqwest::Body::wrap))
-            .map_err(|e| ConnectorError::user(e.into()))?;
-        let response = self.0.execute(request).await.map_err(|e| {
-            if e.is_timeout() { ConnectorError::timeout(e.into()) } else { ConnectorError::io(e.into()) }
-        })?;
-        let response = http::Response::<reqwest::Body>::from(response).map(SdkBody::from_body_1_x);
-        HttpResponse::try_from(response).map_err(|e| ConnectorError::other(e.into(), None))
-    }
-}
-
-impl HttpConnector for SdkHttp {
-    fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
-        let this = self.clone();
-        HttpConnectorFuture::new(async move { this.send(request).await })
-    }
-}
-
-impl HttpClient for SdkHttp {
-    fn http_connector(&self, _: &HttpConnectorSettings, _: &RuntimeComponents) -> SharedHttpConnector {
-        SharedHttpConnector::new(self.clone())
-    }
 }

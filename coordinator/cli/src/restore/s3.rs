@@ -13,7 +13,6 @@ use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
 use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore};
 use aws_smithy_runtime_api::client::http::SharedHttpClient;
-use aws_smithy_runtime_api::shared::IntoShared as _;
 use bytes::{Bytes, BytesMut};
 use clap::Args;
 use futures::FutureExt as _;
@@ -21,9 +20,10 @@ use futures::future::BoxFuture;
 use sealift_common::format::names::ObjectName;
 use sealift_common::id::Sha256;
 use sealift_common::restore::{ObjectError, ObjectSource};
+use sealift_common::s3_sdk;
 use url::{Host, Url};
 
-use super::http::{self, SdkHttp};
+use super::http;
 use super::signed::cut;
 use crate::error::{Error, Exit, Result, because};
 
@@ -287,7 +287,8 @@ impl S3Source {
 /// What the SDK sends with. Its own client cannot show a certificate.
 fn sdk_http() -> Result<SharedHttpClient> {
     if let Some(identity) = http::client_identity()? {
-        return Ok(SdkHttp::new(http::client(Some(identity))?).into_shared());
+        let client = http::client(Some(identity))?;
+        return Ok(s3_sdk::http_client(move |request| client.execute(request)));
     }
     let mut trust = TrustStore::default();
     if let Some(bundle) = http::ca_bundle()? {
