@@ -19,7 +19,7 @@ use crate::api::grpc::recovery::RecoveryApi;
 use crate::api::grpc::retention::RetentionApi;
 use crate::api::grpc::runs::RunApi;
 use crate::api::grpc::series::SeriesApi;
-use crate::api::grpc::session::SessionApi;
+use crate::api::grpc::session::{SessionApi, SessionParts};
 use crate::api::grpc::storage::StorageApi;
 use crate::api::grpc::tokens::TokenApi;
 use crate::api::grpc::trust::TrustApi;
@@ -44,12 +44,12 @@ impl Coordinator {
             identities: identities.clone(),
             relay: sessions.relay().clone(),
         };
-        let session = SessionApi {
+        let session = SessionApi::from(SessionParts {
             gate: gate.clone(),
             sessions: sessions.clone(),
             identities: identities.clone(),
             checks: checks.clone(),
-        };
+        });
         let tokens = TokenApi { gate: gate.clone(), identities: identities.clone() };
         let agents = AgentApi {
             gate: gate.clone(),

@@ -2,6 +2,7 @@
 //! that ended. Each is idempotent and bounded, and looks only at the database and at who is connected.
 
 use std::collections::HashSet;
+use std::collections::hash_map::Entry;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -9,6 +10,7 @@ use std::time::Duration;
 use futures::FutureExt as _;
 use sealift_common::clock::UnixMillis;
 use sealift_common::crypto::EpochId;
+use sealift_common::id::RunId;
 
 use super::RunError;
 use super::attempt::Attempt;
@@ -32,8 +34,12 @@ pub const INTERVAL: Duration = Duration::from_secs(1);
 const OFFER_LIFE: Duration = Duration::from_secs(30);
 /// Leases of connected agents are extended this many times before they would end.
 const EXTENSIONS: u32 = 6;
-/// Agents whose leases are extended in one transaction.
-const LEASES: usize = 250;
+/// Agents that are recorded in one transaction. A SQLite file has one writer: what agents wait for must not stand behind
+/// many of them.
+const LEASES: usize = 25;
+/// How often to record that an agent without work is still there: often enough for whoever looks for hosts that have come
+/// back ([`crate::scheduler`]).
+const SEEN: Duration = Duration::from_secs(20);
 
 impl Runs {
     /// Ends leases that ended by the clock. Called by the leader only, which begins its term by giving everybody time: while
@@ -146,7 +152,7 @@ impl Runs {
     }
 
     /// Makes the next attempt of a run, unless somebody was faster or there is no place for it.
-    async fn claim(&self, tx: &mut Tx, run: sealift_common::id::RunId) -> Result<Option<Claimed>, RunError> {
+    async fn claim(&self, tx: &mut Tx, run: RunId) -> Result<Option<Claimed>, RunError> {
         let now = self.core.clock.now();
         let Some(mut run) = runs::claim(tx, run).await? else { return Ok(None) };
         let Ok(state) = run.state.apply(RunEvent::Start) else { return Ok(None) };
@@ -189,23 +195,32 @@ impl Runs {
         Ok(Some((run, attempt, limits, leave_epoch)))
     }
 
-    /// Extends the leases of agents that were heard of here, and records when each was.
+    /// Extends the leases of agents that were heard of here, and records when each was; for those without work now and then.
     ///
     /// # Errors
     /// The database's own.
     pub async fn keep_leases(&self) -> Result<(), RunError> {
         let heard = self.sessions.all();
-        let news: Vec<_> = {
+        let working = &attempts::working_agents(&mut *self.core.store.reader().await?).await?;
+        let news = {
             let mut recorded = self.recorded.lock().unwrap_or_else(PoisonError::into_inner);
             let connected: HashSet<_> = heard.iter().map(|(agent, _)| *agent).collect();
             recorded.retain(|agent, _| connected.contains(agent));
-            heard
-                .into_iter()
-                .filter(|(agent, at)| recorded.get(agent).is_none_or(|before| before < at))
-                .collect()
+            let mut news = Vec::new();
+            for (agent, at) in heard {
+                match recorded.entry(agent) {
+                    // What it said first is recorded already.
+                    Entry::Vacant(entry) => drop(entry.insert(at)),
+                    Entry::Occupied(entry) => {
+                        let silent = at.since(*entry.get());
+                        if silent >= SEEN || (silent > Duration::ZERO && working.contains(&agent)) {
+                            news.push((agent, at));
+                        }
+                    }
+                }
+            }
+            news
         };
-        let working = attempts::working_agents(&mut *self.core.store.reader().await?).await?;
-        let working = &working;
         for batch in news.chunks(LEASES) {
             self.core
                 .store

@@ -34,6 +34,8 @@ pub use leader::{Leader, Leadership};
 use crate::core::Core;
 use crate::recovery::state::Standing;
 
+/// The least time between two rounds: many hints in a row are one.
+const BREATH: Duration = Duration::from_millis(50);
 /// Rounds are this much of their interval early or late, so that coordinators do not work in step.
 const JITTER: f64 = 0.1;
 
@@ -72,7 +74,8 @@ impl Every {
                 None => std::future::pending().await,
             }
         };
-        tokio::select! { () = tokio::time::sleep(pause) => {}, () = woken => {} }
+        let breathed = async { tokio::join!(woken, tokio::time::sleep(BREATH)) };
+        tokio::select! { () = tokio::time::sleep(pause) => {}, _ = breathed => {} }
     }
 }
 

@@ -35,7 +35,7 @@ pub const ASSIGN_EVERY: Duration = Duration::from_secs(15);
 /// How often to measure promises.
 pub const PROMISES_EVERY: Duration = Duration::from_secs(10);
 /// A host that was heard of so recently is back.
-const SEEN_WITHIN: Duration = Duration::from_secs(60);
+const SEEN_WITHIN: Duration = Duration::from_secs(90);
 
 /// What one look did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -3,6 +3,7 @@
 //! | part | what is measured, and how |
 //! |---|---|
 //! | `sessions` | Simulated hosts ([`sealift_tests::simulated`]) enrol with real tokens, hold real mTLS sessions to one real `sealift-coordinator dev` and send heartbeats. Its memory; reconnects after SIGTERM and after SIGKILL; dispatch beside idle hosts; runs asked for at once; signatures at a fixed rate; lists |
+//! | `reconnects` | Of these only what hosts cost that do nothing, and how fast they are back after SIGKILL; not part of all |
 //! | `store` | A database with generated hosts, runs and backups ([`sealift_tests::generated`]) under a coordinator that serves it: every list of the command and the status page, on SQLite and PostgreSQL |
 //! | `packs` | Prepare and Commit of one backup with 100,000 packs |
 //!
@@ -36,6 +37,9 @@ fn main() {
     table::head();
     if wanted("sessions") {
         sessions::measure(number("SEALIFT_FLEET_AGENTS", 10_000));
+    }
+    if wanted("reconnects") {
+        sessions::reconnects(number("SEALIFT_FLEET_AGENTS", 10_000));
     }
     if wanted("store") {
         store::measure(number("SEALIFT_FLEET_BACKUPS", 1_000_000));

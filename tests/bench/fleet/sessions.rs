@@ -53,6 +53,14 @@ pub fn measure(hosts: usize) {
     );
 }
 
+/// Prints the lines about coming back alone.
+pub fn reconnects(hosts: usize) {
+    raise_limits(hosts);
+    let mut load = enrol(hosts);
+    load.idle();
+    load.restart("killed (SIGKILL)", Cluster::kill_coordinator);
+}
+
 /// Both processes need a descriptor for each session: the coordinator inherits what is set here.
 fn raise_limits(hosts: usize) {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("limits");

@@ -1,6 +1,8 @@
 //! The stream that every agent holds open.
 
+use std::ops::Deref;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::{Stream, StreamExt};
@@ -20,7 +22,7 @@ use crate::audit::{Action, Details, OpContext};
 use crate::identity::Identities;
 use crate::runs::limits::OfferLimits;
 use crate::runs::{Progress, Report, RunError};
-use crate::sessions::checks::{CheckAnswer, SourceCheck};
+use crate::sessions::checks::{CheckAnswer, Checks, SourceCheck};
 use crate::sessions::hello::MAX_SOURCES;
 use crate::sessions::registry::SessionEnd;
 use crate::sessions::{Closed, Command, Hello, SaidAttempt, SaidEnd, SaidHead, SaidSource, SessionService};
@@ -36,9 +38,13 @@ const RENEW_AT: f64 = 0.7;
 /// Agents come back within this time after they were asked to.
 const RECONNECT_JITTER_MS: u32 = 5_000;
 
-/// Sessions.
+/// Sessions. Cheap to clone: each of them holds one.
 #[derive(Debug, Clone)]
-pub struct SessionApi {
+pub struct SessionApi(Arc<SessionParts>);
+
+/// What sessions need.
+#[derive(Debug)]
+pub struct SessionParts {
     /// Who calls.
     pub gate: Gate,
     /// What does the work.
@@ -46,7 +52,21 @@ pub struct SessionApi {
     /// How long certificates live.
     pub identities: Identities,
     /// Tests of sources that are under way.
-    pub checks: std::sync::Arc<crate::sessions::checks::Checks>,
+    pub checks: Arc<Checks>,
+}
+
+impl From<SessionParts> for SessionApi {
+    fn from(parts: SessionParts) -> Self {
+        Self(Arc::new(parts))
+    }
+}
+
+impl Deref for SessionApi {
+    type Target = SessionParts;
+
+    fn deref(&self) -> &SessionParts {
+        &self.0
+    }
 }
 
 /// Boxed, for the same reason as the registry's commands.
@@ -230,8 +250,11 @@ impl Live {
                     Ok(Ok(Some(v1::AgentMessage { message: Some(message) }))) => {
                         self.api.sessions.registry.heard(self.agent, self.api.sessions.core.clock.now());
                         // Boxed: what is done once in a while is not to be kept room for in every session.
-                        let taken = Box::pin(self.take(message)).await;
-                        if let Err(status) = self.api.gate.read(&self.ctx, Action::SessionOpen, taken).await {
+                        let take = async {
+                            let taken = self.take(message).await;
+                            self.api.gate.read(&self.ctx, Action::SessionOpen, taken).await
+                        };
+                        if let Err(status) = Box::pin(take).await {
                             return Some(status);
                         }
                     }
