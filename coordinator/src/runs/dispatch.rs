@@ -227,10 +227,10 @@ impl Runs {
                 .run_tx("extend leases", move |tx, _| {
                     async move {
                         agents::seen(tx, batch).await?;
-                        for (agent, at) in batch.iter().filter(|(agent, _)| working.contains(agent)) {
-                            let until = self.core.to_lease_time(*at).plus(self.lease);
-                            attempts::extend(tx, *agent, until).await?;
-                        }
+                        let working = batch.iter().filter(|(agent, _)| working.contains(agent));
+                        let until = |at: UnixMillis| self.core.to_lease_time(at).plus(self.lease);
+                        let leases: Vec<_> = working.map(|(agent, at)| (*agent, until(*at))).collect();
+                        attempts::extend(tx, &leases).await?;
                         Ok::<_, RunError>(())
                     }
                     .boxed()

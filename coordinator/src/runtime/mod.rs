@@ -35,7 +35,7 @@ use crate::core::Core;
 use crate::recovery::state::Standing;
 
 /// The least time between two rounds: many hints in a row are one.
-const BREATH: Duration = Duration::from_millis(50);
+const BREATH: Duration = Duration::from_millis(10);
 /// Rounds are this much of their interval early or late, so that coordinators do not work in step.
 const JITTER: f64 = 0.1;
 

@@ -11,6 +11,7 @@ use sealift_common::protocol::{Currency, Feature, Features, Spoken, Version};
 use sealift_common::selector::Selector;
 use sqlx::{AssertSqlSafe, Row as _};
 
+use super::dialect::pairs;
 use super::select::Select;
 use super::{Row, StoreError, Tx, bytes, failed, json, locking, number, optional_text, text, time};
 
@@ -289,11 +290,10 @@ pub async fn seen(tx: &mut Tx, heard: &[(AgentId, UnixMillis)]) -> Result<(), St
     if heard.is_empty() {
         return Ok(());
     }
-    let row = |n: usize| format!("(CAST(${} AS TEXT), CAST(${} AS BIGINT))", 2 * n + 1, 2 * n + 2);
-    let rows = (0..heard.len()).map(row).collect::<Vec<_>>().join(", ");
     let sql = format!(
-        "WITH heard (id, at_ms) AS (VALUES {rows}) UPDATE agents SET last_seen_ms = heard.at_ms FROM heard
-         WHERE agents.id = heard.id AND agents.last_seen_ms < heard.at_ms"
+        "WITH heard (id, at_ms) AS (VALUES {}) UPDATE agents SET last_seen_ms = heard.at_ms FROM heard
+         WHERE agents.id = heard.id AND agents.last_seen_ms < heard.at_ms",
+        pairs(heard.len())
     );
     let query = sqlx::query(AssertSqlSafe(sql)).persistent(false);
     let query = heard.iter().fold(query, |query, (agent, at)| query.bind(agent.to_string()).bind(at.0));

@@ -4,8 +4,9 @@ use std::collections::HashSet;
 
 use sealift_common::clock::UnixMillis;
 use sealift_common::id::{AgentId, BackupId, InstanceId, RunId, SeriesId};
-use sqlx::Row as _;
+use sqlx::{AssertSqlSafe, Row as _};
 
+use super::dialect::pairs;
 use super::{Row, StoreError, Tx, as_i64, failed, number, optional_text, text, time};
 use crate::runs::state::AttemptState;
 
@@ -189,21 +190,24 @@ pub async fn expired(tx: &mut Tx, now: UnixMillis, limit: u32) -> Result<Vec<Att
     .map_err(failed("find leases that ended"))
 }
 
-/// Extends the leases of an agent's open attempts. Those that it has not answered, or is to stop, end in any case.
+/// Extends the leases of agents' open attempts, each until its own time; all of them in one statement. Those that an agent has
+/// not answered, or is to stop, end in any case.
 ///
 /// # Errors
 /// The database's own.
-pub async fn extend(tx: &mut Tx, agent: AgentId, until: UnixMillis) -> Result<(), StoreError> {
-    sqlx::query(
-        "UPDATE attempts SET lease_expires_ms = $2 WHERE agent_id = $1 AND ended_ms IS NULL
-            AND state NOT IN ('offered', 'cancelling') AND lease_expires_ms < $2",
-    )
-    .bind(agent.to_string())
-    .bind(until.0)
-    .execute(tx)
-    .await
-    .map_err(failed("extend leases"))?;
-    Ok(())
+pub async fn extend(tx: &mut Tx, until: &[(AgentId, UnixMillis)]) -> Result<(), StoreError> {
+    if until.is_empty() {
+        return Ok(());
+    }
+    let sql = format!(
+        "WITH heard (id, until_ms) AS (VALUES {}) UPDATE attempts SET lease_expires_ms = heard.until_ms FROM heard
+         WHERE attempts.agent_id = heard.id AND attempts.ended_ms IS NULL
+            AND attempts.state NOT IN ('offered', 'cancelling') AND attempts.lease_expires_ms < heard.until_ms",
+        pairs(until.len())
+    );
+    let query = sqlx::query(AssertSqlSafe(sql)).persistent(false);
+    let query = until.iter().fold(query, |query, (agent, until)| query.bind(agent.to_string()).bind(until.0));
+    query.execute(tx).await.map(drop).map_err(failed("extend leases"))
 }
 
 /// The agents that have an open attempt.

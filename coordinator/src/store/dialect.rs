@@ -118,6 +118,12 @@ pub fn placeholders(first: usize, count: usize) -> String {
     (first..first + count).map(|n| format!("${n}")).collect::<Vec<_>>().join(", ")
 }
 
+/// `(text, number), …`, `count` of them, from `$1` on: for `VALUES (…)`, whose types PostgreSQL cannot guess.
+pub fn pairs(count: usize) -> String {
+    let pair = |n: usize| format!("(CAST(${} AS TEXT), CAST(${} AS BIGINT))", 2 * n + 1, 2 * n + 2);
+    (0..count).map(pair).collect::<Vec<_>>().join(", ")
+}
+
 /// The channel of notifications. They are hints: what they are about is in the database.
 const CHANNEL: &str = "sealift";
 /// To whom: all coordinators.
@@ -211,6 +217,10 @@ mod tests {
     fn placeholders_count_on() {
         assert_eq!(placeholders(2, 3), "$2, $3, $4");
         assert_eq!(placeholders(1, 0), "");
+        assert_eq!(
+            pairs(2),
+            "(CAST($1 AS TEXT), CAST($2 AS BIGINT)), (CAST($3 AS TEXT), CAST($4 AS BIGINT))"
+        );
     }
 
     #[test]
