@@ -153,7 +153,7 @@ impl Backups {
         let Some(found) = backups::get(tx, id).await? else {
             return Err(BackupError::NotPrepared { backup: id });
         };
-        runs::lock(tx, found.run).await?;
+        runs::hold(tx, found.run).await?;
         sources::lock_series(tx, found.series).await?;
         let backup = backups::get(tx, id).await?;
         let Some((backup, prepared)) = backup.and_then(|b| b.prepared.clone().map(|p| (b, p))) else {

@@ -3,7 +3,7 @@
 use sealift_common::id::{AgentId, BackupId};
 
 use crate::runs::state::AttemptState;
-use crate::runs::{AttemptRef, RunError, fence};
+use crate::runs::{Attempt, AttemptRef, RunError, fence, fence_to_look};
 use crate::store::backups::{self, BackupRow, BackupState};
 use crate::store::{StoreError, Tx};
 
@@ -48,6 +48,29 @@ pub async fn current(
     id: BackupId,
 ) -> Result<BackupRow, CurrentError> {
     let found = fence(tx, attempt, agent).await?;
+    begun(tx, attempt, &found, id).await
+}
+
+/// As [`current`], for a look that nothing is written after.
+///
+/// # Errors
+/// [`CurrentError`].
+pub async fn current_to_look(
+    tx: &mut Tx,
+    attempt: &AttemptRef,
+    agent: AgentId,
+    id: BackupId,
+) -> Result<BackupRow, CurrentError> {
+    let found = fence_to_look(tx, attempt, agent).await?;
+    begun(tx, attempt, &found, id).await
+}
+
+async fn begun(
+    tx: &mut Tx,
+    attempt: &AttemptRef,
+    found: &Attempt,
+    id: BackupId,
+) -> Result<BackupRow, CurrentError> {
     let other = || CurrentError::Backup { backup: id, attempt: *attempt };
     if found.backup != Some(id) || found.state != AttemptState::Running {
         return Err(other());

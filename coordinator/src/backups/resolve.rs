@@ -97,7 +97,7 @@ impl Backups {
 
     async fn record_absence(&self, tx: &mut Tx, backup: &BackupRow) -> Result<BackupState, BackupError> {
         let now = self.core.clock.now();
-        runs::lock(tx, backup.run).await?;
+        runs::hold(tx, backup.run).await?;
         let Some(current) = backups::get(tx, backup.id).await? else { return Ok(BackupState::Abandoned) };
         // Signed again, or committed, while the bucket was asked.
         let expired = current.prepared.as_ref().is_some_and(|prepared| prepared.signed_until < now);

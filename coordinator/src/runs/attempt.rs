@@ -70,7 +70,18 @@ pub struct Report {
 /// # Errors
 /// [`RunError::NotYours`], [`RunError::Stale`], [`RunError::Over`], or the database's own.
 pub async fn fence(tx: &mut Tx, reference: &AttemptRef, agent: AgentId) -> Result<Attempt, RunError> {
-    let attempt = find(tx, reference, agent).await?;
+    open(reference, find(tx, reference, agent).await?)
+}
+
+/// As [`fence`], for a look that nothing is written after: its run is not locked.
+///
+/// # Errors
+/// As [`fence`].
+pub async fn fence_to_look(tx: &mut Tx, reference: &AttemptRef, agent: AgentId) -> Result<Attempt, RunError> {
+    open(reference, look(tx, reference, agent).await?)
+}
+
+fn open(reference: &AttemptRef, attempt: Attempt) -> Result<Attempt, RunError> {
     match attempt.ended {
         Some(ended) => Err(RunError::Over { attempt: *reference, state: attempt.state, ended }),
         None => Ok(attempt),
@@ -82,7 +93,7 @@ pub async fn fence(tx: &mut Tx, reference: &AttemptRef, agent: AgentId) -> Resul
 /// # Errors
 /// As [`fence`], apart from [`RunError::Over`].
 pub async fn find(tx: &mut Tx, reference: &AttemptRef, agent: AgentId) -> Result<Attempt, RunError> {
-    runs::lock(tx, reference.run).await?;
+    runs::hold(tx, reference.run).await?;
     look(tx, reference, agent).await
 }
 
@@ -107,7 +118,7 @@ pub async fn look(tx: &mut Tx, reference: &AttemptRef, agent: AgentId) -> Result
 /// # Errors
 /// The database's own.
 pub async fn lock_open(tx: &mut Tx, attempt: &Attempt) -> Result<Option<Attempt>, RunError> {
-    runs::lock(tx, attempt.run).await?;
+    runs::hold(tx, attempt.run).await?;
     let found = attempts::get(tx, attempt.run, attempt.number).await?;
     Ok(found.filter(|attempt| attempt.ended.is_none()))
 }

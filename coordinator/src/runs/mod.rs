@@ -12,7 +12,7 @@ pub mod service;
 pub mod state;
 pub mod storage;
 
-pub use attempt::{Attempt, AttemptRef, Report, advance, ended_by_agent, fence};
+pub use attempt::{Attempt, AttemptRef, Report, advance, ended_by_agent, fence, fence_to_look};
 pub use progress::Progress;
 pub use service::{RunView, Runs};
 

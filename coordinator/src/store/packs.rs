@@ -139,24 +139,36 @@ pub async fn get(tx: &mut Tx, series: SeriesId, sha256: Sha256) -> Result<Option
         .map_err(failed("read a pack"))
 }
 
-/// How many packs sealed under `backup` are signed for and not confirmed, `except` apart.
+/// What a new pack of a series finds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ahead {
+    /// Packs sealed under the same backup that are signed for and not confirmed.
+    pub unconfirmed: u32,
+    /// The next pack's ordinal.
+    pub next_ordinal: u32,
+}
+
+/// What the pack `except` of `backup` finds, itself apart.
 ///
 /// # Errors
 /// The database's own.
-pub async fn unconfirmed(
+pub async fn ahead(
     tx: &mut Tx,
     series: SeriesId,
     backup: BackupId,
     except: Sha256,
-) -> Result<u32, StoreError> {
+) -> Result<Ahead, StoreError> {
     sqlx::query(
-        "SELECT COUNT(*) AS n FROM packs
-         WHERE series_id = $1 AND state = 'signed' AND origin_backup = $2 AND sha256 <> $3",
+        "SELECT (SELECT COUNT(*) FROM packs WHERE series_id = $1 AND state = 'signed' AND origin_backup = $2 AND sha256 <> $3)
+                    AS unconfirmed,
+                (SELECT COALESCE(MAX(ordinal) + 1, 0) FROM packs WHERE series_id = $1) AS next_ordinal",
     )
     .bind(series.to_string())
     .bind(backup.to_vec())
     .bind(except.to_vec())
-    .try_map(|row: Row| number(&row, "n"))
+    .try_map(|row: Row| {
+        Ok(Ahead { unconfirmed: number(&row, "unconfirmed")?, next_ordinal: number(&row, "next_ordinal")? })
+    })
     .fetch_one(tx)
     .await
     .map_err(failed("count packs on their way"))

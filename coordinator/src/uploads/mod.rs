@@ -19,11 +19,12 @@ use sealift_common::format::pack::{MAX_RAW, PackProblem, TRAILER_LEN};
 use sealift_common::id::{AgentId, BackupId, PackId, SeriesId, Sha256};
 
 use crate::audit::{AccessError, Action, Details, OpContext, OpError, Operation};
-use crate::backups::current::{CurrentError, current};
+use crate::backups::current::{CurrentError, current, current_to_look};
 use crate::core::Core;
 use crate::objects::signing::{MAX_PACK, MIN_SIGNED, PutTerms, SignedRequest, SigningError};
 use crate::objects::{ByteRange, ObjectError, ObjectErrorKind, ObjectStore};
 use crate::runs::{AttemptRef, fence};
+use crate::store::backups::BackupRow;
 use crate::store::packs::{self, PackFacts, PackRow, PackState};
 use crate::store::{StoreError, Tx};
 
@@ -184,7 +185,8 @@ impl Uploads {
     ) -> Result<SeriesId, UploadError> {
         let backup = current(tx, attempt, agent, pack.facts.origin).await?;
         let (series, sha256, now) = (backup.series, pack.facts.meta.sha256, self.core.clock.now());
-        if packs::unconfirmed(tx, series, backup.id, sha256).await? >= MAX_AHEAD {
+        let ahead = packs::ahead(tx, series, backup.id, sha256).await?;
+        if ahead.unconfirmed >= MAX_AHEAD {
             return Err(UploadError::TooFarAhead);
         }
         let locked_until = self.objects.lock().map(|lock| now.plus(lock.at_upload()));
@@ -192,7 +194,7 @@ impl Uploads {
             None => {
                 let row = PackRow {
                     series,
-                    ordinal: packs::next_ordinal(tx, series).await?,
+                    ordinal: ahead.next_ordinal,
                     pack: pack.pack,
                     facts: pack.facts,
                     epoch: backup.epoch,
@@ -240,10 +242,11 @@ impl Uploads {
         backup: BackupId,
         sha256: Sha256,
     ) -> Result<(), UploadError> {
-        let find = self.core.store.run_tx("find a signed pack", move |tx, _| {
-            authorized(tx, agent, attempt, backup, sha256).boxed()
-        });
-        let pack = find.await?;
+        let pack = {
+            let mut conn = self.core.store.reader().await?;
+            let backup = current_to_look(&mut conn, attempt, agent, backup).await?;
+            signed_for(&mut conn, &backup, sha256).await?
+        };
         match pack.state {
             PackState::Signed => {}
             PackState::Stored | PackState::Live => return Ok(()),
@@ -255,7 +258,8 @@ impl Uploads {
             .store
             .run_tx("confirm a pack", move |tx, _| {
                 async move {
-                    let pack = authorized(tx, agent, attempt, backup, sha256).await?;
+                    let backup = current(tx, attempt, agent, backup).await?;
+                    let pack = signed_for(tx, &backup, sha256).await?;
                     Ok(packs::stored(tx, pack.series, pack.ordinal, now).await?)
                 }
                 .boxed()
@@ -351,15 +355,8 @@ fn operation<'ctx>(
     ctx.operation(action, format!("pack:{sha256}"), details)
 }
 
-/// The pack that was signed for in this attempt's current backup.
-async fn authorized(
-    tx: &mut Tx,
-    agent: AgentId,
-    attempt: &AttemptRef,
-    backup: BackupId,
-    sha256: Sha256,
-) -> Result<PackRow, UploadError> {
-    let backup = current(tx, attempt, agent, backup).await?;
+/// The pack that was signed for in this backup.
+async fn signed_for(tx: &mut Tx, backup: &BackupRow, sha256: Sha256) -> Result<PackRow, UploadError> {
     let pack = packs::get(tx, backup.series, sha256).await?;
     pack.filter(|p| p.facts.origin == backup.id).ok_or(UploadError::NotAuthorized { sha256 })
 }
