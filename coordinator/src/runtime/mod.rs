@@ -12,9 +12,9 @@
 //! runtime.on_leader(Every::new("schedule", Duration::from_secs(5)).once_in_step(), scheduler, |scheduler, leader| …);
 //! ```
 //!
-//! where the closure makes one round with a clone of the part before it. A round of the leader is dropped at its next `await` when leadership ends. What it had
-//! sent to the database by then must not count: so every transaction of such a round begins with [`Leader::fence`]. What it
-//! asks of the bucket must be right whoever asks, and repeated without harm.
+//! where the closure makes one round with a clone of the part before it. A round of the leader is dropped at its next `await`
+//! when leadership ends. What it had sent to the database by then must not count: so every transaction of such a round begins
+//! with [`Leader::fence`]. What it asks of the bucket must be right whoever asks, and repeated without harm.
 
 pub mod leader;
 
