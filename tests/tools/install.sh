@@ -18,6 +18,7 @@ wanted=(cc:gcc sqlite3:sqlite3 setpriv:util-linux)
 [ "$for_what" = quickstart ] || wanted+=(
   curl:curl age:age setfattr:attr
   mariadbd:mariadb-server-core mariadb:mariadb-client mariadb-dump:mariadb-client
+  pgrep:procps # with it comes /bin/kill, which the unit names
   ceph-mon:ceph-mon ceph-osd:ceph-osd radosgw:radosgw ceph:ceph-common radosgw-admin:radosgw aws:awscli systemd-analyze:systemd
 )
 missing=()
