@@ -30,9 +30,10 @@ impl UnixMillis {
         Duration::from_millis(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
     }
 
-    /// RFC 3339 in UTC, as JSON output shows it; the bare number where no calendar reaches.
+    /// RFC 3339 in UTC, as JSON output shows it; the bare number where no calendar reaches. Always with three digits after
+    /// the point: of two such texts the greater is the later, for whoever sorts or compares them as they are.
     pub fn rfc3339(self) -> String {
-        jiff::Timestamp::from_millisecond(self.0).map_or_else(|_| self.0.to_string(), |t| t.to_string())
+        jiff::Timestamp::from_millisecond(self.0).map_or_else(|_| self.0.to_string(), |t| format!("{t:.3}"))
     }
 }
 
@@ -90,6 +91,16 @@ mod tests {
     use super::*;
 
     #[test]
+    fn texts_are_in_the_order_of_their_moments() {
+        let texts: Vec<String> = [1_700_000_000_000, 1_700_000_000_120, 1_700_000_000_125, 1_700_000_001_000]
+            .map(UnixMillis)
+            .map(|m| m.rfc3339())
+            .into();
+        assert_eq!(texts[0], "2023-11-14T22:13:20.000Z");
+        assert!(texts.is_sorted(), "{texts:?}");
+    }
+
+    #[test]
     fn a_manual_clock_moves_only_when_told() {
         let clock = Clock::manual(UnixMillis(1_000));
         let twin = clock.clone();
@@ -101,6 +112,6 @@ mod tests {
 
     #[test]
     fn a_moment_prints_as_rfc_3339() {
-        assert_eq!(UnixMillis(0).to_string(), "1970-01-01T00:00:00Z");
+        assert_eq!(UnixMillis(0).to_string(), "1970-01-01T00:00:00.000Z");
     }
 }

@@ -5,7 +5,7 @@
 //! connection, read and answered whole: slow, and simple.
 
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -137,14 +137,16 @@ impl Drop for Gateway {
 }
 
 impl Shared {
-    fn serve(&self, client: TcpStream) -> Option<()> {
-        match &self.tls {
-            None => self.answer(client),
-            Some(config) => {
-                let connection = ServerConnection::new(config.clone()).ok()?;
-                self.answer(StreamOwned::new(connection, client))
-            }
+    fn serve(&self, mut client: TcpStream) -> Option<()> {
+        let Some(config) = &self.tls else { return self.answer(client) };
+        let mut connection = ServerConnection::new(config.clone()).ok()?;
+        if connection.complete_io(&mut client).is_err() {
+            // The alert is on its way. Who closes with something unread takes it back; so the client's end is read first.
+            client.shutdown(Shutdown::Write).ok()?;
+            std::io::copy(&mut client, &mut std::io::sink()).ok()?;
+            return None;
         }
+        self.answer(StreamOwned::new(connection, client))
     }
 
     fn answer(&self, mut client: impl Read + Write) -> Option<()> {

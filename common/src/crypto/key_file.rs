@@ -317,7 +317,7 @@ mod tests {
     #[test]
     fn a_generated_identity_reads_back_as_its_recipient() {
         let (text, recipient) = generate_identity(UnixMillis(0));
-        assert!(text.expose().starts_with("# created: 1970-01-01T00:00:00Z\n# public key: age1"));
+        assert!(text.expose().starts_with("# created: 1970-01-01T00:00:00.000Z\n# public key: age1"));
         let identities = Identities::parse(Path::new("key.txt"), text.expose()).unwrap();
         assert_eq!(identities.recipients(), [recipient]);
         assert!(!format!("{identities:?}").contains("SECRET"));

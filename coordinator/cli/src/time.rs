@@ -128,8 +128,8 @@ mod tests {
     fn a_bare_date_means_its_end_and_a_zone_is_honoured() {
         let utc = |text| parse_moment_in(text, TimeZone::UTC).unwrap().rfc3339();
         assert_eq!(utc("2026-11-22"), "2026-11-22T23:59:59.999Z");
-        assert_eq!(utc("2026-11-22T14:30"), "2026-11-22T14:30:00Z");
-        assert_eq!(utc("2026-11-22T14:30:00+02:00"), "2026-11-22T12:30:00Z");
+        assert_eq!(utc("2026-11-22T14:30"), "2026-11-22T14:30:00.000Z");
+        assert_eq!(utc("2026-11-22T14:30:00+02:00"), "2026-11-22T12:30:00.000Z");
         assert!(parse_moment("yesterdayish").is_err());
     }
 

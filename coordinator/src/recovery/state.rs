@@ -150,11 +150,15 @@ impl Standing {
         self.0.state.send_replace(State::Unchecked);
     }
 
-    /// Takes over what the database says, once it was compared with the bucket.
+    /// Takes over what the database says, once it was compared with the bucket. A generation that was found behind is never
+    /// believed again, only the one that a recovery begins: where `row` says otherwise, it was read just before.
     pub fn take(&self, row: &GenerationRow) {
-        self.0.generation.store(row.id, Ordering::SeqCst);
         let new = of(row);
         self.0.state.send_if_modified(|state| {
+            let same = self.0.generation.swap(row.id, Ordering::SeqCst) == row.id;
+            if same && matches!(state, State::Recovering { .. }) && new == State::Serving {
+                return false;
+            }
             let differs = *state != new;
             *state = new;
             differs
@@ -189,6 +193,16 @@ mod tests {
         let recovering = recovering.map(str::to_owned);
         let (changed, backup) = (UnixMillis(0), UnixMillis(0));
         GenerationRow { number: 1, id: 7, mark: 0, nonce: 0, recovering, changed, backup }
+    }
+
+    #[test]
+    fn a_generation_that_was_found_behind_is_not_believed_again() {
+        let standing = Standing::new(&row(None));
+        standing.take(&row(Some("set back")));
+        standing.take(&row(None));
+        assert!(standing.serving().is_err());
+        standing.take(&GenerationRow { number: 2, id: 8, ..row(None) });
+        assert_eq!((standing.serving(), standing.generation()), (Ok(()), 8));
     }
 
     #[test]

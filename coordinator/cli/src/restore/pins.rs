@@ -122,7 +122,7 @@ mod tests {
         for (text, sent) in [
             ("0190C5E1", "0190c5e1"),
             ("latest:store-1/main-db", "latest:store-1/main-db"),
-            ("store-1/main-db@2026-11-22T03:00:00+01:00", "store-1/main-db@2026-11-22T02:00:00Z"),
+            ("store-1/main-db@2026-11-22T03:00:00+01:00", "store-1/main-db@2026-11-22T02:00:00.000Z"),
         ] {
             assert_eq!(backup_name(text).as_deref(), Ok(sent));
         }
