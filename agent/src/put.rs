@@ -13,6 +13,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use url::{Host, Url};
 
 use sealift_common::proxy::{Proxy, TCP_KEEPALIVE};
+use sealift_common::tls;
 use sealift_proto::v1;
 
 use crate::bandwidth::Limits;
@@ -193,40 +194,9 @@ fn through(proxy: Proxy) -> Result<reqwest::Proxy, PutError> {
 /// What follows from a request that got no answer.
 fn unsent(error: &reqwest::Error) -> PutError {
     let text = describe(error);
-    match tls_error(error) {
-        Some(tls) if is_about_certificates(tls) => PutError::Certificate(text),
-        _ => PutError::Away(text),
-    }
-}
-
-/// What TLS said, however deep it is: on its own or inside I/O errors, whose `source` passes over what they hold.
-fn tls_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a rustls::Error> {
-    if let Some(tls) = error.downcast_ref::<rustls::Error>() {
-        return Some(tls);
-    }
-    let held = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
-    match held {
-        Some(held) => tls_error(held),
-        None => error.source().and_then(tls_error),
-    }
-}
-
-fn is_about_certificates(error: &rustls::Error) -> bool {
-    use rustls::AlertDescription as Alert;
-    match error {
-        rustls::Error::InvalidCertificate(_) => true,
-        rustls::Error::AlertReceived(alert) => matches!(
-            alert,
-            Alert::CertificateRequired
-                | Alert::BadCertificate
-                | Alert::UnsupportedCertificate
-                | Alert::CertificateRevoked
-                | Alert::CertificateExpired
-                | Alert::CertificateUnknown
-                | Alert::UnknownCA
-                | Alert::AccessDenied
-        ),
-        _ => false,
+    match tls::certificate_problem(error) {
+        Some(_) => PutError::Certificate(text),
+        None => PutError::Away(text),
     }
 }
 
@@ -356,16 +326,6 @@ mod tests {
             headers: headers.iter().map(header).collect(),
             expires_ms: 0,
         }
-    }
-
-    #[test]
-    fn what_tls_said_is_found_however_deep() {
-        let said = || rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer);
-        let deep = std::io::Error::other(std::io::Error::other(said()));
-        assert!(tls_error(&said()).is_some_and(is_about_certificates));
-        assert!(tls_error(&deep).is_some_and(is_about_certificates));
-        assert!(tls_error(&std::io::Error::other("refused")).is_none());
-        assert!(!is_about_certificates(&rustls::Error::HandshakeNotComplete));
     }
 
     #[test]

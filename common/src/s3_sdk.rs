@@ -16,6 +16,8 @@ use aws_smithy_types::body::SdkBody;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 
+use crate::tls::certificate_problem;
+
 type Answer = BoxFuture<'static, Result<reqwest::Response, reqwest::Error>>;
 
 /// Sends the SDK's requests, each as it is.
@@ -41,8 +43,11 @@ impl Connector {
         let request = request.try_into_http1x().map_err(|e| ConnectorError::user(e.into()))?;
         let request = reqwest::Request::try_from(request.map(reqwest::Body::wrap))
             .map_err(|e| ConnectorError::user(e.into()))?;
-        let response = (self.0)(request).await.map_err(|e| {
-            if e.is_timeout() { ConnectorError::timeout(e.into()) } else { ConnectorError::io(e.into()) }
+        let response = (self.0)(request).await.map_err(|e| match () {
+            () if e.is_timeout() => ConnectorError::timeout(e.into()),
+            // Not tried again.
+            () if certificate_problem(&e).is_some() => ConnectorError::other(e.into(), None),
+            () => ConnectorError::io(e.into()),
         })?;
         let response = http::Response::<reqwest::Body>::from(response).map(SdkBody::from_body_1_x);
         HttpResponse::try_from(response).map_err(|e| ConnectorError::other(e.into(), None))

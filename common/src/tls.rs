@@ -313,9 +313,55 @@ pub fn channel_through(
         .connect_with_connector_lazy(connect))
 }
 
+/// What TLS said about somebody's certificate, however deep in `error` it is: nothing that goes away by trying again.
+pub fn certificate_problem<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a rustls::Error> {
+    said_by_tls(error).filter(|said| is_about_certificates(said))
+}
+
+/// What TLS said, on its own or inside I/O errors, whose `source` passes over what they hold.
+fn said_by_tls<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a rustls::Error> {
+    if let Some(said) = error.downcast_ref::<rustls::Error>() {
+        return Some(said);
+    }
+    let held = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+    match held {
+        Some(held) => said_by_tls(held),
+        None => error.source().and_then(said_by_tls),
+    }
+}
+
+fn is_about_certificates(error: &rustls::Error) -> bool {
+    use rustls::AlertDescription as Alert;
+    match error {
+        rustls::Error::InvalidCertificate(_) => true,
+        rustls::Error::AlertReceived(alert) => matches!(
+            alert,
+            Alert::CertificateRequired
+                | Alert::BadCertificate
+                | Alert::UnsupportedCertificate
+                | Alert::CertificateRevoked
+                | Alert::CertificateExpired
+                | Alert::CertificateUnknown
+                | Alert::UnknownCA
+                | Alert::AccessDenied
+        ),
+        _ => false,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_tls_said_of_certificates_is_found_however_deep() {
+        let said = || rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer);
+        let deep = std::io::Error::other(std::io::Error::other(said()));
+        assert!(certificate_problem(&said()).is_some() && certificate_problem(&deep).is_some());
+        let others =
+            [std::io::Error::other("refused"), std::io::Error::other(rustls::Error::HandshakeNotComplete)];
+        assert!(others.iter().all(|other| certificate_problem(other).is_none()));
+    }
 
     #[tokio::test]
     async fn only_https_addresses_make_a_channel() {

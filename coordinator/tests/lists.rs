@@ -77,6 +77,7 @@ async fn every_query_over_history_uses_an_index(on: Database) {
     let mut queries: Vec<(String, Select)> = vec![
         ("the overview".into(), fleet::query()),
         ("newest runs".into(), sources::last_runs_query(&[source.series])),
+        ("their rows".into(), sources::runs_query(vec![source.series.to_string()])),
         ("newest backups".into(), sources::last_backups_query(&[source.series])),
     ];
     for of in [Of::default(), Of::Agent(agent.id), Of::Series(source.series)] {
@@ -268,13 +269,8 @@ async fn counters_follow_what_happens(on: Database) {
         let usage = page.rows.into_iter().next().unwrap();
         let sources = sources::list(&mut conn, &labels(""), &Paging::first(10)).await.unwrap();
         assert_eq!(sources.rows[0].backups, usage.backups);
-        let last = sources::last(&mut conn, &[agent.series]).await.unwrap();
-        (
-            usage.packs,
-            usage.stored_bytes,
-            usage.backups,
-            last.backups.get(&agent.series).map(|backup| backup.id),
-        )
+        let last = sources::last_backups(&mut conn, &[agent.series]).await.unwrap();
+        (usage.packs, usage.stored_bytes, usage.backups, last.get(&agent.series).map(|backup| backup.id))
     };
     assert_eq!(counted().await, (0, 0, 0, None));
     let (first, manifest) = world.back_up(&agent, &who, 3).await;

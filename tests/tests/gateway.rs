@@ -65,6 +65,8 @@ fn a_private_ca_and_a_client_certificate() {
         let to = cluster.scratch().join(format!("restored-{offline}"));
         let refused = restore(&[], offline, &to);
         assert!(!refused.status.success(), "the gateway took a client without a certificate");
+        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(said.contains(certificate), "it does not say what to do: {said}");
         let half = restore(&[(certificate, &files.client)], offline, &to);
         assert_eq!(half.status.code(), Some(2), "{half:?}");
         assert!(String::from_utf8_lossy(&half.stderr).contains(key), "{half:?}");

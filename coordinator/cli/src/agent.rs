@@ -17,7 +17,7 @@ use crate::error::{Error, Exit, Result, said};
 use crate::hosts;
 use crate::source::SourceView;
 use crate::time::{parse_moment, relative, rfc3339, rough};
-use crate::ui::{self, Change};
+use crate::ui::{self, Change, Format};
 
 /// Clocks may differ this much.
 const CLOCK_TOLERANCE: Duration = Duration::from_secs(5 * 60);
@@ -221,8 +221,10 @@ pub async fn run(app: &App, command: Command) -> Result<Exit> {
 async fn list(app: &App, args: ListArgs) -> Result<Exit> {
     let coordinator = app.connect().await?;
     let selector = args.selector.unwrap_or_default();
+    // The table only counts sources.
+    let brief = app.ui.format == Format::Table;
     let agents = ordered_pages(&app.ui, args.limit, args.order, async |page| {
-        let request = v1::ListAgentsRequest { page: Some(page), selector: selector.clone() };
+        let request = v1::ListAgentsRequest { page: Some(page), selector: selector.clone(), brief };
         let reply = coordinator.agents().list_agents(request).await.map_err(said("list hosts"))?.into_inner();
         Ok((reply.agents, reply.next))
     })
@@ -365,8 +367,8 @@ async fn label(app: &App, args: LabelArgs) -> Result<Exit> {
         .map_err(said("label the host"))?
         .into_inner();
     match app.ui.format {
-        ui::Format::Json => print(app, &agent),
-        ui::Format::Table => {
+        Format::Json => print(app, &agent),
+        Format::Table => {
             let labels: BTreeMap<_, _> = agent.labels.into_iter().collect();
             app.ui.note(format!("{} now has the labels {}", agent.name, ui::labels(&labels)));
             Ok(Exit::Done)
@@ -391,7 +393,7 @@ async fn label_list(app: &App, path: &Path, change: Change) -> Result<Exit> {
     let request = v1::LabelAgentsRequest { hosts: list.into_iter().map(host).collect() };
     let reply = app.connect().await?.hosts().label_agents(request).await.map_err(said("label the hosts"))?;
     let reply = reply.into_inner();
-    if app.ui.format == ui::Format::Json {
+    if app.ui.format == Format::Json {
         app.ui.json(&serde_json::json!({ "changed": reply.changed, "unchanged": reply.unchanged }))?;
     }
     let (changed, unchanged) = (reply.changed as usize, reply.unchanged);
@@ -410,7 +412,7 @@ async fn approve(app: &App, args: ApproveArgs) -> Result<Exit> {
     let agent =
         app.connect().await?.hosts().approve_agent(request).await.map_err(said("approve the host"))?;
     let agent = agent.into_inner();
-    if app.ui.format == ui::Format::Json {
+    if app.ui.format == Format::Json {
         return print(app, &agent);
     }
     app.ui.note(format!("{} is in service", agent.name));
@@ -433,7 +435,7 @@ async fn retire(app: &App, args: RetireArgs) -> Result<Exit> {
         v1::RetireAgentRequest { agent: agent.id, keep_until_ms: args.keep_until.0, reason: args.reason };
     let agent =
         coordinator.hosts().retire_agent(request).await.map_err(said("retire the host"))?.into_inner();
-    if app.ui.format == ui::Format::Json {
+    if app.ui.format == Format::Json {
         return print(app, &agent);
     }
     app.ui.note(format!("{} is retired", agent.name));
@@ -466,7 +468,7 @@ async fn revoke(app: &App, args: RevokeArgs) -> Result<Exit> {
     let request = v1::RevokeAgentRequest { agent: agent.id, reason: args.reason };
     let agent =
         coordinator.agents().revoke_agent(request).await.map_err(said("revoke the host"))?.into_inner();
-    if app.ui.format == ui::Format::Json {
+    if app.ui.format == Format::Json {
         return print(app, &agent);
     }
     app.ui.note(format!("{} is revoked", agent.name));

@@ -190,7 +190,8 @@ async fn attest(app: &App, args: AttestArgs) -> Result<Exit> {
         None => {
             let selector = args.selector.clone().unwrap_or_default();
             pages(&app.ui, Limit::all(), async |page| {
-                let request = v1::ListAgentsRequest { page: Some(page), selector: selector.clone() };
+                let request =
+                    v1::ListAgentsRequest { page: Some(page), selector: selector.clone(), brief: true };
                 let reply = coordinator.agents().list_agents(request).await.map_err(said("list hosts"))?;
                 let reply = reply.into_inner();
                 Ok((reply.agents, reply.next))

@@ -24,6 +24,17 @@ macro_rules! good {
     };
 }
 
+/// The columns that [`decode`] reads. Not `used`: four bytes for each pack, which collection alone asks for.
+macro_rules! columns {
+    () => {
+        "id, series_id, agent_id, run_id, attempt, state, sequence, previous_sha256, session_nonce, epoch_id, trust_version,
+         kind, created_ms, manifest_sha256, manifest_size, public_sha256, signed_until_ms, refs, partial, raw_bytes,
+         new_raw_bytes, new_stored_bytes, recipients, report, committed_ms, lost_packs, manifest_lost, verified_ms, held_ms,
+         held_by, held_reason, expired_ms, expired_by, expired_reason, undeleted_ms"
+    };
+}
+pub(super) const COLUMNS: &str = columns!();
+
 /// One backup.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BackupRow {
@@ -247,7 +258,7 @@ const READ: &str = "read a backup";
 /// # Errors
 /// The database's own.
 pub async fn get(tx: &mut Tx, id: BackupId) -> Result<Option<BackupRow>, StoreError> {
-    sqlx::query("SELECT * FROM backups WHERE id = $1")
+    sqlx::query(concat!("SELECT ", columns!(), " FROM backups WHERE id = $1"))
         .bind(id.to_string())
         .try_map(decode)
         .fetch_optional(tx)
@@ -261,9 +272,11 @@ pub async fn get(tx: &mut Tx, id: BackupId) -> Result<Option<BackupRow>, StoreEr
 /// # Errors
 /// The database's own.
 pub async fn by_prefix(tx: &mut Tx, prefix: &str) -> Result<Vec<BackupRow>, StoreError> {
-    sqlx::query(
-        "SELECT * FROM backups WHERE id >= $1 AND id < $2 AND state IN ('committed', 'expired') ORDER BY id LIMIT 2",
-    )
+    sqlx::query(concat!(
+        "SELECT ",
+        columns!(),
+        " FROM backups WHERE id >= $1 AND id < $2 AND state IN ('committed', 'expired') ORDER BY id LIMIT 2"
+    ))
     .bind(prefix)
     .bind(format!("{prefix}~")) // '~' sorts after every digit, letter and dash
     .try_map(decode)
@@ -296,10 +309,12 @@ pub async fn next_sequence(tx: &mut Tx, series: SeriesId) -> Result<u64, StoreEr
 /// # Errors
 /// The database's own.
 pub async fn head(tx: &mut Tx, series: SeriesId) -> Result<Option<BackupRow>, StoreError> {
-    sqlx::query(
-        "SELECT * FROM backups WHERE series_id = $1 AND state <> 'begun' AND state IN ('committed', 'expired')
-         ORDER BY sequence DESC LIMIT 1",
-    )
+    sqlx::query(concat!(
+        "SELECT ",
+        columns!(),
+        " FROM backups WHERE series_id = $1 AND state <> 'begun' AND state IN ('committed', 'expired')
+         ORDER BY sequence DESC LIMIT 1"
+    ))
     .bind(series.to_string())
     .try_map(decode)
     .fetch_optional(tx)
@@ -313,7 +328,9 @@ pub async fn head(tx: &mut Tx, series: SeriesId) -> Result<Option<BackupRow>, St
 /// The database's own.
 pub async fn newest_good(tx: &mut Tx, series: SeriesId) -> Result<Option<BackupRow>, StoreError> {
     sqlx::query(concat!(
-        "SELECT * FROM backups WHERE series_id = $1 AND ",
+        "SELECT ",
+        columns!(),
+        " FROM backups WHERE series_id = $1 AND ",
         good!(),
         " ORDER BY sequence DESC LIMIT 1"
     ))
@@ -335,7 +352,9 @@ pub async fn newest_at(
     at: UnixMillis,
 ) -> Result<Option<BackupRow>, StoreError> {
     sqlx::query(concat!(
-        "SELECT * FROM backups WHERE id = COALESCE(
+        "SELECT ",
+        columns!(),
+        " FROM backups WHERE id = COALESCE(
             (SELECT id FROM backups WHERE series_id = $1 AND created_ms <= $2 AND ",
         good!(),
         " ORDER BY sequence DESC LIMIT 1),
@@ -359,10 +378,12 @@ pub async fn committing(
     series: Option<SeriesId>,
     limit: u32,
 ) -> Result<Vec<BackupRow>, StoreError> {
-    sqlx::query(
-        "SELECT * FROM backups WHERE state = 'committing' AND ($1 = '' OR series_id = $1)
-         ORDER BY signed_until_ms LIMIT $2",
-    )
+    sqlx::query(concat!(
+        "SELECT ",
+        columns!(),
+        " FROM backups WHERE state = 'committing' AND ($1 = '' OR series_id = $1)
+         ORDER BY signed_until_ms LIMIT $2"
+    ))
     .bind(series.map(|s| s.to_string()).unwrap_or_default())
     .bind(i64::from(limit))
     .try_map(decode)
@@ -380,11 +401,15 @@ pub async fn abandoned_since(
     since: UnixMillis,
     limit: u32,
 ) -> Result<Vec<BackupRow>, StoreError> {
-    sqlx::query("SELECT * FROM backups WHERE state = 'abandoned' AND signed_until_ms >= $1 LIMIT $2")
-        .bind(since.0)
-        .bind(i64::from(limit))
-        .try_map(decode)
-        .fetch_all(tx)
-        .await
-        .map_err(failed("find backups to look at again"))
+    sqlx::query(concat!(
+        "SELECT ",
+        columns!(),
+        " FROM backups WHERE state = 'abandoned' AND signed_until_ms >= $1 LIMIT $2"
+    ))
+    .bind(since.0)
+    .bind(i64::from(limit))
+    .try_map(decode)
+    .fetch_all(tx)
+    .await
+    .map_err(failed("find backups to look at again"))
 }

@@ -519,7 +519,7 @@ async fn the_latest_backup_is_the_newest_good_one(database: Database) {
 /// catch-up, and (where there is one) a restore of the latest.
 async fn newest_good(world: &World, agent: &Agent) -> Option<BackupId> {
     let mut reader = world.core.store.reader().await.unwrap();
-    let last = sources::last(&mut reader, &[agent.series]).await.unwrap().backups;
+    let last = sources::last_backups(&mut reader, &[agent.series]).await.unwrap();
     let good = last.get(&agent.series).map(|backup| (backup.id, backup.created));
     let direct = backups::newest_good(&mut reader, agent.series).await.unwrap();
     assert_eq!(direct.map(|backup| (backup.id, backup.created)), good);

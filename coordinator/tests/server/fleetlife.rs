@@ -64,7 +64,7 @@ async fn hosts_of_one_list_enrol_and_each_has_its_own_labels() {
     let (mut after, mut seen) = (String::new(), 0);
     loop {
         let page = Some(v1::Page { limit: 1_000, after, ..v1::Page::default() });
-        let request = v1::ListAgentsRequest { page, selector: "region in (eu,uk,us)".into() };
+        let request = v1::ListAgentsRequest { page, selector: "region in (eu,uk,us)".into(), brief: false };
         let reply = agents.list_agents(request).await.unwrap().into_inner();
         for agent in &reply.agents {
             let number: usize = agent.name.strip_prefix("store-").unwrap().parse().unwrap();

@@ -11,6 +11,8 @@ use crate::error::{Error, Exit, Result, because};
 
 const CERTIFICATE: &str = "SEALIFT_S3_CLIENT_CERTIFICATE";
 const KEY: &str = "SEALIFT_S3_CLIENT_KEY";
+/// What to do where certificates are in the way.
+pub const ABOUT_CERTIFICATES: &str = "set AWS_CA_BUNDLE to the store's CA, and where it demands a client certificate, SEALIFT_S3_CLIENT_CERTIFICATE and SEALIFT_S3_CLIENT_KEY";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Without a byte for so long, a GET has failed.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);

@@ -21,6 +21,7 @@ use sealift_common::format::names::ObjectName;
 use sealift_common::id::Sha256;
 use sealift_common::restore::{ObjectError, ObjectSource};
 use sealift_common::s3_sdk;
+use sealift_common::tls::certificate_problem;
 use url::{Host, Url};
 
 use super::http;
@@ -313,6 +314,9 @@ where
 {
     let object = object.to_owned();
     let code = error.code().unwrap_or_default().to_owned();
+    if let Some(said) = certificate_problem(error) {
+        return ObjectError::Refused { object, answer: format!("{said}; {}", http::ABOUT_CERTIFICATES) };
+    }
     match status(error) {
         Some(404) if code == "NoSuchBucket" => ObjectError::Refused { object, answer: "there is no such bucket".to_owned() },
         Some(404) => ObjectError::NotFound { object },

@@ -12,6 +12,7 @@ use reqwest::StatusCode;
 use sealift_common::clock::Clock;
 use sealift_common::format::names::ObjectName;
 use sealift_common::restore::{ObjectError, ObjectSource};
+use sealift_common::tls::certificate_problem;
 use sealift_proto::v1;
 
 use super::http;
@@ -83,7 +84,7 @@ impl SignedSource {
             request =
                 request.header("range", format!("bytes={}-{}", range.start, range.end.saturating_sub(1)));
         }
-        let response = request.send().await.map_err(|error| transient(&error))?;
+        let response = request.send().await.map_err(|error| unanswered(object, &error))?;
         match response.status() {
             // Some servers (rclone) give the range and say 200; what they give, `Content-Range` tells.
             StatusCode::OK if !response.headers().contains_key("content-range") => {
@@ -194,7 +195,11 @@ impl SignedSource {
     }
 }
 
-fn transient(error: &reqwest::Error) -> Failure {
+fn unanswered(object: &ObjectName, error: &reqwest::Error) -> Failure {
+    if let Some(said) = certificate_problem(error) {
+        let answer = format!("{said}; {}", http::ABOUT_CERTIFICATES);
+        return Failure::Final(ObjectError::Refused { object: object.to_string(), answer });
+    }
     // The URL is long and says nothing more than the object's name.
     let mut text = "no connection".to_owned();
     let mut cause = std::error::Error::source(error);
@@ -212,7 +217,7 @@ async fn body(object: &ObjectName, mut response: reqwest::Response, cap: u64) ->
         return Err(too_long());
     }
     let mut whole = BytesMut::with_capacity(usize::try_from(announced).unwrap_or(0));
-    while let Some(piece) = response.chunk().await.map_err(|error| transient(&error))? {
+    while let Some(piece) = response.chunk().await.map_err(|error| unanswered(object, &error))? {
         if whole.len() as u64 + piece.len() as u64 > cap {
             return Err(too_long());
         }

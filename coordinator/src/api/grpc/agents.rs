@@ -99,21 +99,30 @@ impl AgentApi {
         }
     }
 
-    /// Sources with the newest run and backup of each, and what policies say of them.
+    /// Sources with the newest run and backup of each, and what policies say of them. The caller holds no reader meanwhile:
+    /// these are read side by side.
     async fn states(
         &self,
-        tx: &mut Tx,
         agents: &HashMap<AgentId, &AgentRow>,
         listed: Vec<ListedSource>,
     ) -> Result<Vec<v1::SourceState>, Status> {
-        let (standings, now) = (standings(tx).await?, self.core.clock.now());
+        let (store, now) = (&self.core.store, self.core.clock.now());
         let series: Vec<_> = listed.iter().map(|listed| listed.source.series).collect();
-        let in_force = source_policies::of_series(tx, &series).await?;
-        let mut last = lists::sources::last(tx, &series).await?;
+        let policies = async {
+            let mut conn = store.reader().await?;
+            Ok::<_, Status>((
+                standings(&mut conn).await?,
+                source_policies::of_series(&mut conn, &series).await?,
+            ))
+        };
+        let runs = async { lists::sources::last_runs(&mut *store.reader().await?, &series).await };
+        let backups = async { lists::sources::last_backups(&mut *store.reader().await?, &series).await };
+        let (policies, runs, backups) = tokio::join!(policies, runs, backups);
+        let ((standings, in_force), mut runs, mut backups) = (policies?, runs?, backups?);
         let mut out = Vec::with_capacity(listed.len());
         for listed in listed {
             let (series, agent) = (listed.source.series, agents.get(&listed.source.agent));
-            let mut state = source_to_wire(listed, last.runs.remove(&series), last.backups.remove(&series));
+            let mut state = source_to_wire(listed, runs.remove(&series), backups.remove(&series));
             if let Some(agent) = agent {
                 add_policies(agent, &standings, in_force.get(&series), now, &mut state)?;
             }
@@ -123,10 +132,9 @@ impl AgentApi {
     }
 
     pub(super) async fn whole(&self, row: AgentRow) -> Result<Response<v1::Agent>, Status> {
-        let mut conn = self.core.store.reader().await?;
-        let listed =
-            lists::sources::of_agents(&mut conn, &[row.id]).await?.remove(&row.id).unwrap_or_default();
-        let sources = self.states(&mut conn, &HashMap::from([(row.id, &row)]), listed).await?;
+        let of_agents = lists::sources::of_agents(&mut *self.core.store.reader().await?, &[row.id]).await;
+        let listed = of_agents?.remove(&row.id).unwrap_or_default();
+        let sources = self.states(&HashMap::from([(row.id, &row)]), listed).await?;
         Ok(Response::new(self.agent_to_wire(&row, sources)))
     }
 }
@@ -243,11 +251,15 @@ impl AgentAdmin for AgentApi {
         let selector: Selector = convert::text("selector", &wire.selector)?;
         let page = self.identities.list_agents(&ctx, &selector, &paging).await?;
         let ids: Vec<_> = page.rows.iter().map(|listed| listed.agent.id).collect();
-        let mut conn = self.core.store.reader().await?;
         let rows = page.rows.iter().map(|listed| (listed.agent.id, &listed.agent)).collect();
-        let sources = lists::sources::of_agents(&mut conn, &ids).await?.into_values().flatten();
+        let sources = lists::sources::of_agents(&mut *self.core.store.reader().await?, &ids).await?;
+        let listed = sources.into_values().flatten();
+        let states = match wire.brief {
+            true => listed.map(|listed| source_to_wire(listed, None, None)).collect(),
+            false => self.states(&rows, listed.collect()).await?,
+        };
         let mut by_agent: HashMap<String, Vec<v1::SourceState>> = HashMap::new();
-        for state in self.states(&mut conn, &rows, sources.collect()).await? {
+        for state in states {
             by_agent.entry(state.agent_id.clone()).or_default().push(state);
         }
         let agent = |listed: &ListedAgent| {
@@ -299,17 +311,18 @@ impl AgentAdmin for AgentApi {
         let filter = SourceFilter::of(&wire)?;
         let mut paging = convert::paging(wire.page)?;
         let selector: Selector = convert::text("selector", &wire.selector)?;
-        let mut conn = self.core.store.reader().await?;
         let (wanted, mut out, mut looked_at) = (paging.limit as usize, Vec::new(), 0);
         // What policies say is not in the list's order: pages are looked through until there are enough, or it is the
         // next call's turn.
         let next = loop {
+            let mut conn = self.core.store.reader().await?;
             let page = lists::sources::list(&mut conn, &selector, &paging).await?;
             looked_at += page.rows.len();
             let ids: BTreeSet<AgentId> = page.rows.iter().map(|listed| listed.source.agent).collect();
             let agents = store_agents::of_ids(&mut conn, &Vec::from_iter(ids)).await?;
+            drop(conn);
             let by_id = agents.iter().map(|agent| (agent.id, agent)).collect();
-            let states = self.states(&mut conn, &by_id, page.rows).await?;
+            let states = self.states(&by_id, page.rows).await?;
             out.extend(states.into_iter().filter(|state| filter.wants(state)));
             match page.next {
                 Some(next) if out.len() < wanted && looked_at < MOST_LOOKED_AT => paging.after = Some(next),

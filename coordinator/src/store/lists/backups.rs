@@ -4,11 +4,11 @@ use sealift_common::clock::UnixMillis;
 
 use super::history::{self, Narrowed, Of, Table};
 use super::{Page, Paging, orders};
-use crate::store::backups::{BackupRow, decode};
+use crate::store::backups::{BackupRow, COLUMNS, decode};
 use crate::store::select::Select;
 use crate::store::{StoreError, Tx};
 
-const TABLE: Table = Table { from: "backups h", operation: "list backups" };
+const TABLE: Table = Table { from: "backups h", columns: COLUMNS, operation: "list backups" };
 
 orders! {
     /// What backups are sorted by.
@@ -48,7 +48,7 @@ impl BackupList {
             (_, Some(agents)) => Narrowed::Agents(agents),
             (_, None) => Narrowed::All,
         };
-        history::query(&TABLE, "h.*", &narrowed, &|select, _| self.and(select), paging)
+        history::query(&TABLE, TABLE.columns, &narrowed, &|select, _| self.and(select), paging)
     }
 }
 

@@ -42,6 +42,8 @@ impl Default for Of {
 pub(super) struct Table {
     /// `runs h`.
     pub from: &'static str,
+    /// What is read of a row that is listed.
+    pub columns: &'static str,
     /// The names of what is done, for errors.
     pub operation: &'static str,
 }
@@ -118,7 +120,7 @@ pub(super) async fn list<O: Order, T: Send + Unpin>(
         (_, Hosts::All) => Narrowed::All,
     };
     let order = paging.order;
-    let rows = query(table, "h.*", &narrowed, and, paging)
+    let rows = query(table, table.columns, &narrowed, and, paging)
         .fetch(tx, table.operation, |row| Ok((position(&row, order)?, decode(row)?)));
     Ok(paging.page(rows.await?))
 }
@@ -167,8 +169,8 @@ async fn whole<T: Send + Unpin>(
     let mut by_id = std::collections::HashMap::new();
     for some in places.chunks(IDS_PER_QUERY) {
         let ids = some.iter().map(|place| place.id.as_str());
-        let query =
-            Select::new(&format!("SELECT h.* FROM {} WHERE h.id IN (", table.from)).bind_all(ids).push(")");
+        let query = Select::new("SELECT ").push(table.columns).push(" FROM ").push(table.from);
+        let query = query.push(" WHERE h.id IN (").bind_all(ids).push(")");
         let rows =
             query.fetch(tx, table.operation, |row| Ok((row.try_get::<String, _>("id")?, decode(row)?)));
         by_id.extend(rows.await?);

@@ -9,7 +9,7 @@ use crate::store::runs::{RunRow, decode};
 use crate::store::select::Select;
 use crate::store::{StoreError, Tx};
 
-const TABLE: Table = Table { from: "runs h", operation: "list runs" };
+const TABLE: Table = Table { from: "runs h", columns: "h.*", operation: "list runs" };
 
 orders! {
     /// What runs are sorted by.
@@ -49,7 +49,7 @@ impl RunList {
             (_, Some(agents)) => Narrowed::Agents(agents),
             (_, None) => Narrowed::All,
         };
-        history::query(&TABLE, "h.*", &narrowed, &|select, alone| self.and(select, alone), paging)
+        history::query(&TABLE, TABLE.columns, &narrowed, &|select, alone| self.and(select, alone), paging)
     }
 }
 

@@ -104,49 +104,70 @@ pub async fn of_agents(
     Ok(out)
 }
 
-/// The newest run of each of these series.
+/// The ids of the newest run of each of these series.
 pub fn last_runs_query(series: &[SeriesId]) -> Select {
     let ids = series.iter().map(ToString::to_string);
     Select::new(
-        "SELECT r.* FROM runs r WHERE r.id IN (SELECT (SELECT n.id FROM runs n WHERE n.series_id = s.id
-            ORDER BY n.created_ms DESC, n.id DESC LIMIT 1) FROM series s WHERE s.id IN (",
+        "SELECT (SELECT n.id FROM runs n WHERE n.series_id = s.id ORDER BY n.created_ms DESC, n.id DESC LIMIT 1) AS id
+         FROM series s WHERE s.id IN (",
     )
     .bind_all(ids)
-    .push("))")
+    .push(")")
+}
+
+/// The runs with these ids.
+pub fn runs_query(ids: Vec<String>) -> Select {
+    Select::new("SELECT * FROM runs WHERE id IN (").bind_all(ids).push(")")
 }
 
 /// The newest good backup of each of these series that has one.
 pub fn last_backups_query(series: &[SeriesId]) -> Select {
     let ids = series.iter().map(ToString::to_string);
-    Select::new(
-        "SELECT b.* FROM backups b WHERE b.id IN (SELECT t.good_backup_id FROM series_totals t WHERE t.series_id IN (",
-    )
-    .bind_all(ids)
-    .push("))")
+    Select::new("SELECT ")
+        .push(backups::COLUMNS)
+        .push(
+            " FROM backups WHERE id IN (SELECT t.good_backup_id FROM series_totals t WHERE t.series_id IN (",
+        )
+        .bind_all(ids)
+        .push("))")
 }
 
-/// What sources are shown with.
-#[derive(Debug, Clone, Default)]
-pub struct Last {
-    /// The newest run of each series.
-    pub runs: HashMap<SeriesId, runs::RunRow>,
-    /// The newest good backup of each series.
-    pub backups: HashMap<SeriesId, backups::BackupRow>,
-}
-
-/// Runs [`last_runs_query`] and [`last_backups_query`].
+/// The newest run of each of these series that has one. Ids first, then rows: asked for both at once, PostgreSQL reads all runs
+/// that there ever were to compare them with.
 ///
 /// # Errors
 /// The database's own.
-pub async fn last(tx: &mut Tx, series: &[SeriesId]) -> Result<Last, StoreError> {
-    let mut last = Last::default();
+pub async fn last_runs(
+    tx: &mut Tx,
+    series: &[SeriesId],
+) -> Result<HashMap<SeriesId, runs::RunRow>, StoreError> {
+    let mut out = HashMap::new();
     for some in series.chunks(IDS_PER_QUERY) {
-        let found = last_runs_query(some).fetch(tx, "find the newest runs", runs::decode).await?;
-        last.runs.extend(found.into_iter().map(|run| (run.series, run)));
-        let found = last_backups_query(some).fetch(tx, "find the newest backups", backups::decode).await?;
-        last.backups.extend(found.into_iter().map(|backup| (backup.series, backup)));
+        let ids = last_runs_query(some)
+            .fetch(tx, "find the newest runs", |row| row.try_get::<Option<String>, _>("id"));
+        let ids: Vec<String> = ids.await?.into_iter().flatten().collect();
+        if !ids.is_empty() {
+            let found = runs_query(ids).fetch(tx, "read the newest runs", runs::decode).await?;
+            out.extend(found.into_iter().map(|run| (run.series, run)));
+        }
     }
-    Ok(last)
+    Ok(out)
+}
+
+/// The newest good backup of each of these series that has one.
+///
+/// # Errors
+/// The database's own.
+pub async fn last_backups(
+    tx: &mut Tx,
+    series: &[SeriesId],
+) -> Result<HashMap<SeriesId, backups::BackupRow>, StoreError> {
+    let mut out = HashMap::new();
+    for some in series.chunks(IDS_PER_QUERY) {
+        let found = last_backups_query(some).fetch(tx, "find the newest backups", backups::decode).await?;
+        out.extend(found.into_iter().map(|backup| (backup.series, backup)));
+    }
+    Ok(out)
 }
 
 /// Names of hosts and sources by series: what rows of history are shown with.
