@@ -54,17 +54,27 @@ fn listed(row: Row) -> Result<ListedSource, sqlx::Error> {
     })
 }
 
-/// Sources of hosts with such labels. Among those of one host the name decides.
+/// Sources of hosts with such labels. Among those of one host the name decides. In other orders the page is found first, then
+/// its rows: all sources are sorted, and whole rows would be much to sort.
 pub fn query(selector: &Selector, paging: &Paging<SourceOrder>) -> Select {
-    let id = match paging.order {
-        SourceOrder::Name => "s.name",
-        _ => "s.series_id",
-    };
+    let value = paging.order.expression();
+    if paging.order == SourceOrder::Name {
+        let select = Select::new(COLUMNS)
+            .push(&format!(", {value} AS position_value, s.name AS position_id"))
+            .push(FROM)
+            .and_selected("a.id", selector);
+        return paging.ordered(paging.and_after(select, "s.name"), "s.name");
+    }
     let select = Select::new(COLUMNS)
-        .push(&format!(", {} AS position_value, {id} AS position_id", paging.order.expression()))
-        .push(FROM)
-        .and_selected("a.id", selector);
-    paging.ordered(paging.and_after(select, id), id)
+        .push(", page.position_value, page.position_id FROM (SELECT s.series_id AS position_id, ")
+        .push(value)
+        .push(" AS position_value FROM sources s LEFT JOIN series_totals t ON t.series_id = s.series_id WHERE 1 = 1")
+        .and_selected("s.agent_id", selector);
+    let page = paging.ordered(paging.and_after(select, "s.series_id"), "s.series_id");
+    let direction = paging.direction();
+    page.push(") AS page JOIN sources s ON s.series_id = page.position_id JOIN agents a ON a.id = s.agent_id")
+        .push(" LEFT JOIN series_totals t ON t.series_id = s.series_id")
+        .push(&format!(" ORDER BY page.position_value {direction}, page.position_id {direction}"))
 }
 
 /// Runs [`query`].
