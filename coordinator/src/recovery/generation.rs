@@ -177,12 +177,13 @@ impl Generations {
         // The bucket first: what is counted between the two questions makes the database look newer, never older.
         let bucket = self.bucket().await?;
         let mut reader = self.core.store.reader().await?;
+        let since = self.core.standing.moment();
         let row = generation::get(&mut reader).await?;
         let known = trust::all(&mut reader).await?.last().map_or(0, |row| row.version);
         drop(reader);
         match compare(Mark::from(&row), known, &bucket) {
             Some(reason) => self.behind(&reason).await?,
-            None => self.core.standing.take(&row),
+            None => self.core.standing.take_read(&row, since),
         }
         Ok(bucket)
     }
@@ -273,8 +274,10 @@ impl Generations {
     /// # Errors
     /// The database's own.
     pub async fn refresh(&self) -> Result<(), RecoveryError> {
-        let row = generation::get(&mut *self.core.store.reader().await?).await?;
-        self.core.standing.take(&row);
+        let mut reader = self.core.store.reader().await?;
+        let since = self.core.standing.moment();
+        let row = generation::get(&mut reader).await?;
+        self.core.standing.take_read(&row, since);
         Ok(())
     }
 

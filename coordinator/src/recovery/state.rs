@@ -67,15 +67,21 @@ pub struct Standing(Arc<Inner>);
 struct Inner {
     state: watch::Sender<State>,
     generation: AtomicU64,
+    changes: AtomicU64,
     touched: AtomicBool,
 }
+
+/// A moment in the life of a [`Standing`]: how often it had changed by then.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Moment(u64);
 
 impl Standing {
     /// As the database says.
     pub fn new(row: &GenerationRow) -> Self {
         let state = watch::Sender::new(of(row));
         let generation = AtomicU64::new(row.id);
-        Self(Arc::new(Inner { state, generation, touched: AtomicBool::new(true) }))
+        let (changes, touched) = (AtomicU64::new(0), AtomicBool::new(true));
+        Self(Arc::new(Inner { state, generation, changes, touched }))
     }
 
     /// The state.
@@ -150,16 +156,34 @@ impl Standing {
         self.0.state.send_replace(State::Unchecked);
     }
 
-    /// Takes over what the database says, once it was compared with the bucket. A generation that was found behind is never
-    /// believed again, only the one that a recovery begins: where `row` says otherwise, it was read just before.
+    /// To be asked before the database is read, for [`Self::take_read`].
+    pub fn moment(&self) -> Moment {
+        Moment(self.0.changes.load(Ordering::SeqCst))
+    }
+
+    /// Takes over what was read from the database after `since`. Where the state has changed meanwhile it may have been read
+    /// before that: it is left alone, and whoever asks next will see.
+    pub fn take_read(&self, row: &GenerationRow, since: Moment) {
+        self.replace(row, Some(since));
+    }
+
+    /// Takes over what this process has just written to the database.
     pub fn take(&self, row: &GenerationRow) {
+        self.replace(row, None);
+    }
+
+    fn replace(&self, row: &GenerationRow, since: Option<Moment>) {
         let new = of(row);
+        // One at a time, by the lock of the state.
         self.0.state.send_if_modified(|state| {
-            let same = self.0.generation.swap(row.id, Ordering::SeqCst) == row.id;
-            if same && matches!(state, State::Recovering { .. }) && new == State::Serving {
+            if since.is_some_and(|since| since != self.moment()) {
                 return false;
             }
+            let another = self.0.generation.swap(row.id, Ordering::SeqCst) != row.id;
             let differs = *state != new;
+            if differs || another {
+                self.0.changes.fetch_add(1, Ordering::SeqCst);
+            }
             *state = new;
             differs
         });
@@ -196,13 +220,15 @@ mod tests {
     }
 
     #[test]
-    fn a_generation_that_was_found_behind_is_not_believed_again() {
+    fn what_was_read_before_a_change_does_not_undo_it() {
         let standing = Standing::new(&row(None));
+        let before = standing.moment();
         standing.take(&row(Some("set back")));
-        standing.take(&row(None));
+        standing.take_read(&row(None), before);
         assert!(standing.serving().is_err());
-        standing.take(&GenerationRow { number: 2, id: 8, ..row(None) });
-        assert_eq!((standing.serving(), standing.generation()), (Ok(()), 8));
+        // The right database was put back.
+        standing.take_read(&row(None), standing.moment());
+        assert_eq!(standing.serving(), Ok(()));
     }
 
     #[test]
