@@ -110,11 +110,17 @@ pub fn sign_put(
     headers.extend(encryption_headers(&settings.encryption));
     if let Some(lock) = settings.object_lock.filter(|_| abilities.object_lock) {
         headers.push(("x-amz-object-lock-mode", lock.mode.as_str().to_owned()));
-        headers.push(("x-amz-object-lock-retain-until-date", now.plus(lock.at_upload()).rfc3339()));
+        headers.push(("x-amz-object-lock-retain-until-date", lock_date(now.plus(lock.at_upload()))));
     }
     let credentials = settings.put_only.as_ref().unwrap_or(&settings.credentials);
     let request = Unsigned { method: "PUT", name: terms.name, headers, body_sha256: terms.sha256, now };
     request.sign(settings, credentials)
+}
+
+/// A moment as servers read it in `x-amz-object-lock-retain-until-date`: with a fraction only where there is one, as some of
+/// them do not read any.
+pub(super) fn lock_date(until: UnixMillis) -> String {
+    jiff::Timestamp::from_millisecond(until.0).map_or_else(|_| until.to_string(), |t| t.to_string())
 }
 
 /// Signs a GET of one object. A `range` header may be added by the sender: it is not part of the signature.

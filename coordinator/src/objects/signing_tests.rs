@@ -115,7 +115,7 @@ fn a_put_signs_hash_length_and_everything_that_matters() {
     assert_eq!(header(&request, "x-amz-content-sha256"), Some(Sha256::of(b"x").to_string().as_str()));
     assert_eq!(
         header(&request, "x-amz-object-lock-retain-until-date"),
-        Some("2013-05-26T00:00:00.000Z"),
+        Some("2013-05-26T00:00:00Z"),
         "twice the period"
     );
     assert_eq!(request.expires, EXAMPLE_TIME.plus(SIGNATURE_LIFE));

@@ -10,7 +10,7 @@ use super::chain;
 use super::checks::Prober;
 use crate::objects::error::{ObjectError, ObjectErrorKind};
 use crate::objects::key::ObjectKey;
-use crate::objects::signing::{SignedRequest, SigningError, Unsigned};
+use crate::objects::signing::{SignedRequest, SigningError, Unsigned, lock_date};
 use crate::objects::store::failed;
 
 /// Below this, relative to the prefix, lies what probes leave behind if they are cut short.
@@ -29,7 +29,7 @@ impl Prober<'_> {
         let until = UnixMillis(until.0 - until.0.rem_euclid(1_000));
         vec![
             ("x-amz-object-lock-mode", "GOVERNANCE".to_owned()),
-            ("x-amz-object-lock-retain-until-date", until.rfc3339()),
+            ("x-amz-object-lock-retain-until-date", lock_date(until)),
         ]
     }
 
